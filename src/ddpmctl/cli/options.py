@@ -1,0 +1,45 @@
+"""Flags that several commands share, and the choices that they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from ddpmctl.cli import console
+from ddpmctl.rows import row_names
+
+
+def choices(module: str, table: str) -> str:
+    """Names of a table for a help text: ``linear|cosine|sigmoid``."""
+    return "|".join(row_names(module, table))
+
+
+def complete(module: str, table: str) -> Callable[[str], list[str]]:
+    """Shell completion from a table's names."""
+    return lambda incomplete: [name for name in row_names(module, table) if name.startswith(incomplete)]
+
+
+def reading(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of one flag: ``ValueError`` becomes an error that names the flag."""
+
+    def parser(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    parser.__name__ = "value"
+    return parser
+
+
+def _quiet(value: bool) -> bool:
+    console.set_quiet(value)
+    return value
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print results and errors only.", callback=_quiet, rich_help_panel="General")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="General")]

@@ -1,0 +1,226 @@
+"""The run configuration: typed sections that mirror the YAML run file, each key documented where it is defined.
+
+Nothing here imports torch. Reading, merging and writing run files is in :mod:`ddpmctl.runfile`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from ddpmctl.rows import nearest, row_names
+
+_COUNT = re.compile(r"(\d[\d_]*\.?\d*(?:e\+?\d+)?)([kmb]?)", re.IGNORECASE)
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_count(value: object) -> int:
+    """A whole number as people write it: ``100k``, ``1.5M``, ``1_000``, ``1e5``.
+
+    Raises ``ValueError`` for anything else, fractions and negative numbers included.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = repr(value) if isinstance(value, float) else str(value).strip()
+    match = _COUNT.fullmatch(text)
+    if match and not isinstance(value, bool):
+        number = float(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
+        if number < 2**53 and abs(number - round(number)) < 1e-6:
+            return round(number)
+    raise ValueError(f"{value!r} is not a whole number such as 500, 1_000, 100k, 1.5M or 1e5")
+
+
+def parse_size(value: object) -> Literal["auto"] | tuple[int, int]:
+    """``64``, ``"48x64"`` (height x width), ``[48, 64]`` or ``auto``; raises ``ValueError`` for anything else."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool):
+        sides = (value, value)
+    elif isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
+        sides = (value[0], value[1])
+    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip(), re.I)):
+        sides = (int(match[1]), int(match[2] or match[1]))
+    else:
+        raise ValueError(f"{value!r} is not a size such as 64, 48x64 (height x width) or auto")
+    if not all(1 <= side <= 4096 for side in sides):
+        raise ValueError(f"{value!r} is out of range: each side is 1 to 4096 pixels")
+    return sides
+
+
+def size_text(size: Literal["auto"] | tuple[int, int]) -> str | int:
+    """The shortest spelling that :func:`parse_size` reads back: ``64``, ``"48x64"`` or ``"auto"``."""
+    if size == "auto":
+        return "auto"
+    return size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def parse_device(value: object) -> str:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raises ``ValueError`` for anything else."""
+    text = str(value)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
+        raise ValueError(f"{text!r} is not a device: auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def _parse_channels(value: object) -> object:
+    names = {"grey": 1, "gray": 1, "rgb": 3, "rgba": 4}
+    number = names.get(value.lower(), value) if isinstance(value, str) else value
+    if number in ("1", "3", "4"):
+        number = int(str(number))
+    if isinstance(number, bool) or number not in ("auto", 1, 3, 4):
+        raise ValueError(f"{value!r} is not auto, 1 (grey), 3 (rgb) or 4 (rgba)")
+    return number
+
+
+def _parse_time_embedding(value: object) -> object:
+    if value is None:
+        return "none"
+    return value if value in ("auto", "none") else parse_count(value)
+
+
+def _row(module: str, table: str) -> Callable[[str], str]:
+    """Validator: the value is a key of the literal dict ``table`` of ``ddpmctl.<module>``."""
+
+    def check(value: str) -> str:
+        names = row_names(module, table)
+        if value not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}{nearest(value, names)}")
+        return value
+
+    return check
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+Positive = Annotated[Count, Field(ge=1)]
+Size = Annotated[
+    Literal["auto"] | tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text, return_type=str | int)
+]
+Device = Annotated[str, BeforeValidator(parse_device)]
+Channels = Annotated[Literal["auto", 1, 3, 4], BeforeValidator(_parse_channels)]
+TimeEmbedding = Annotated[
+    Literal["auto", "none"] | Annotated[int, Field(ge=2, multiple_of=2)], BeforeValidator(_parse_time_embedding)
+]
+Schedule = Annotated[str, AfterValidator(_row("core.schedule", "SCHEDULES"))]
+Prediction = Annotated[str, AfterValidator(_row("core.prediction", "PREDICTIONS"))]
+Loss = Annotated[str, AfterValidator(_row("core.losses", "LOSSES"))]
+Norm = Annotated[str, AfterValidator(_row("core.unet", "NORMS"))]
+Activation = Annotated[str, AfterValidator(_row("core.unet", "ACTIVATIONS"))]
+Sampler = Annotated[str, AfterValidator(_row("core.samplers", "SAMPLERS"))]
+LrSchedule = Annotated[str, AfterValidator(_row("core.optim", "LR_SCHEDULES"))]
+Optimizer = Annotated[str, AfterValidator(_row("core.optim", "OPTIMIZERS"))]
+EmaWarmup = Annotated[str, AfterValidator(_row("core.ema", "WARMUPS"))]
+Fit = Annotated[str, AfterValidator(_row("data.decode", "FITS"))]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A group of keys; unknown ones are refused and values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """The images and how they become tensors."""
+
+    path: str | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
+    size: Size = Field(64, description='64, "48x64" (height x width), or auto: the size that all images share')
+    channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
+    fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")
+    hflip: bool = Field(False, description="mirror each image left to right with probability 1/2")
+    conditional: bool = Field(False, description="learn classes; a class is a first-level folder")
+    background: str = Field("white", description="colour behind transparent pixels and around padded images")
+    on_bad: Literal["skip", "error"] = Field("skip", description="skip unreadable images, or stop with an error")
+    max_bad: Share = Field(0.1, description="stop when more than this share of the images is unreadable")
+    workers: Positive | Literal["auto"] = Field("auto", description="threads that decode images; auto: one a core")
+
+
+class DiffusionConfig(Section):
+    """What is learned: forward process, network target and loss."""
+
+    timesteps: Annotated[Count, Field(ge=2, le=100_000)] = Field(1000, description="T, the number of noising steps")
+    schedule: Schedule = Field("linear", description="linear | cosine | sigmoid")
+    prediction: Prediction = Field("eps", description="what the network predicts: eps | x0 | v")
+    loss: Loss = Field("l2", description="l2 | l1 | huber, t uniform in 1..T")
+
+
+class ModelConfig(Section):
+    """The UNet."""
+
+    base_channels: Positive = Field(128, description="channels of the first level")
+    channel_mults: list[Positive] = Field([1, 2, 2, 2], min_length=1, max_length=8, description="width of each level")
+    num_res_blocks: Positive = Field(2, description="residual blocks a level going down (one more going up)")
+    attention_levels: list[Annotated[int, Field(ge=0)]] = Field(
+        [1], description="levels with self-attention, 0 is full size; the middle always has it"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
+    norm: Norm = Field("group", description="group | batch | instance | none")
+    norm_groups: Positive = Field(32, description="groups of norm: group; divides every level's channels")
+    activation: Activation = Field("silu", description="silu | relu | gelu | mish")
+    time_embedding: TimeEmbedding = Field("auto", description="width; auto: 4 x base_channels; none: no time input")
+    time_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="multiplies t before embedding")
+    padding: Annotated[Count, Field(le=64)] = Field(0, description="pixels added on each side of the input, cut off again")
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    steps: Positive = Field(100_000, description="optimiser steps; 100k, 1.5M, 1e5")
+    batch_size: Positive = Field(128, description="images a step, whatever grad_accum is")
+    grad_accum: Positive = Field(1, description="parts a batch is cut into to save memory")
+    optimizer: Optimizer = Field("adam", description="adam | adamw")
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(2e-4, description="learning rate")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first decay")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Adam's second decay")
+    weight_decay: Rate = Field(0.0, description="weight decay")
+    lr_schedule: LrSchedule = Field(
+        "constant", description="constant | linear | cosine | cosine_flat | geometric (the last two end at lr x 0.01)"
+    )
+    lr_warmup: Count = Field(0, description="steps of warm-up, for every schedule but geometric")
+    grad_clip: Rate = Field(1.0, description="largest gradient norm; 0: no clipping")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.9999, description="decay of the averaged weights")
+    ema_warmup: EmaWarmup = Field(
+        "gradual", description="gradual (usable at any length) | copy (plain copy until ema_start) | none"
+    )
+    ema_start: Count = Field(2000, description="step at which ema_warmup: copy starts to average")
+    ema_every: Positive = Field(1, description="steps between updates of the average")
+    save_every: Positive = Field(5000, description="steps between checkpoints")
+    keep: Positive = Field(3, description="newest checkpoints kept; the last is always among them")
+    sample_every: Count = Field(1000, description="steps between sample grids; 0: only at the end")
+    samples: Annotated[Positive, Field(le=1024)] = Field(36, description="images of a sample grid")
+    sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm")
+    sample_steps: Positive = Field(50, description="denoising steps of the grids")
+    log_every: Positive = Field(10, description="steps between rows of metrics.csv")
+
+
+class RunConfig(Section):
+    """Everything that defines a run: what ``run.yaml`` holds and every checkpoint carries."""
+
+    device: Device = Field("auto", description="auto | cpu | cuda | cuda:N | mps")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the hardware computes in it, else fp32"
+    )
+    seed: Annotated[Count, Field(lt=2**63)] = Field(0, description="everything random follows from it")
+    data: DataConfig = Field(default_factory=DataConfig, description="the images")
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="what is learned")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the UNet")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="the training loop")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain scalars, lists and dicts: what goes into ``run.yaml`` and into checkpoints."""
+        return self.model_dump(mode="python")
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of a run file: ``device``, ``data.size``, ..."""
+    keys = []
+    for name, field in RunConfig.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            keys += [f"{name}.{sub}" for sub in kind.model_fields]
+        else:
+            keys.append(name)
+    return keys

@@ -1,0 +1,68 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+FLOOR = 0.01
+"""Where ``cosine_flat`` and ``geometric`` end, as a share of the learning rate."""
+
+
+def _ramp(step: int, warmup: int) -> float:
+    return min(1.0, step / warmup) if warmup else 1.0
+
+
+def constant(step: int, steps: int, warmup: int) -> float:
+    """1 throughout, after a linear warm-up."""
+    return _ramp(step, warmup)
+
+
+def linear(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then a straight line to 0 at the end."""
+    return _ramp(step, warmup) * min(1.0, (steps - step + 1) / max(1, steps - warmup))
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then half a cosine to 0 at the end. Loshchilov & Hutter 2017."""
+    share = max(0, step - 1 - warmup) / max(1, steps - warmup)
+    return _ramp(step, warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def cosine_flat(step: int, steps: int, warmup: int) -> float:
+    """Quadratic warm-up from 0.1 (5 % of the run unless set), half a cosine to 0.01, flat for the last 5 %."""
+    rise, flat = warmup or max(1, steps // 20), steps // 20
+    if step <= rise:
+        return 0.1 + 0.9 * (step / rise) ** 2
+    share = min(1.0, (step - rise) / max(1, steps - rise - flat))
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def geometric(step: int, steps: int, warmup: int) -> float:
+    """Ten equal stages, each lower by the same factor, the last at 0.01; no warm-up."""
+    stage = min(9, (step - 1) * 10 // steps)
+    return float(FLOOR ** (stage / 9))
+
+
+LR_SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "cosine_flat": cosine_flat,
+    "geometric": geometric,
+}
+"""``(step, steps, warmup) -> factor`` of the learning rate for step 1..steps."""
+
+
+def make_optimizer(net: nn.Module, name: str, *, lr: float, betas: tuple[float, float], decay: float) -> torch.optim.Optimizer:
+    """The optimiser of row ``name`` over the parameters of ``net``; fused kernels where the device has them."""
+    fused = {p.device.type for p in net.parameters()} <= {"cpu", "cuda"}
+    return OPTIMIZERS[name](net.parameters(), lr=lr, betas=betas, weight_decay=decay, fused=fused)  # type: ignore[call-arg]

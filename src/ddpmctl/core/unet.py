@@ -1,0 +1,216 @@
+"""The UNet of Ho et al. 2020 (appendix B): residual blocks, attention on chosen levels, time and class biases.
+
+It knows nothing of schedules: ``UNet(x, t_index, label)`` is a function of an image, a step index and a class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMS: dict[str, Callable[[int, int], nn.Module]] = {
+    "group": lambda channels, groups: nn.GroupNorm(groups, channels),
+    "batch": lambda channels, groups: nn.BatchNorm2d(channels),
+    "instance": lambda channels, groups: nn.InstanceNorm2d(channels, affine=True),
+    "none": lambda channels, groups: nn.Identity(),
+}
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "mish": F.mish,
+}
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the step index, then two linear layers. (B,) -> (B, width). Vaswani et al. 2017, section 3.5."""
+
+    def __init__(self, channels: int, width: int, scale: float, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scale, self.activation = scale, activation
+        half = channels // 2
+        self.register_buffer("frequencies", torch.exp(-math.log(10_000) / half * torch.arange(half)), persistent=False)
+        self.linear_1 = nn.Linear(channels, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, t_index: Tensor) -> Tensor:
+        # Angles in float32 even under autocast: index 999 has no exact neighbour in bfloat16.
+        angles = t_index.float()[:, None] * self.scale * self.frequencies
+        embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+        hidden: Tensor = self.linear_2(self.activation(self.linear_1(embedding)))
+        return self.activation(hidden)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all pixels, scale 1/sqrt(C), residual. (B, C, H, W) -> same."""
+
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
+        q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, c, h, w))
+        return x + out
+
+
+class ResidualBlock(nn.Module):
+    """norm, act, conv, + time and class biases, norm, act, dropout, conv, + skip, then attention where asked."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Callable[[int], nn.Module],
+        activation: Callable[[Tensor], Tensor],
+        dropout: float,
+        time_width: int | None,
+        num_classes: int | None,
+        attention: bool,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.norm_1 = norm(in_channels)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_bias = nn.Linear(time_width, out_channels) if time_width else None
+        self.class_bias = nn.Embedding(num_classes, out_channels) if num_classes else None
+        self.norm_2 = norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.attention = Attention(out_channels, norm) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None, label: Tensor | None) -> Tensor:
+        h = self.conv_1(self.activation(self.norm_1(x)))
+        if self.time_bias is not None:
+            h = h + self.time_bias(time)[:, :, None, None]
+        if self.class_bias is not None:
+            h = h + self.class_bias(label)[:, :, None, None]
+        h = self.conv_2(self.dropout(self.activation(self.norm_2(h))))
+        out: Tensor = self.attention(h + self.skip(x))
+        return out
+
+
+class Downsample(nn.Conv2d):
+    """Half the height and width: 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """Twice the height and width: nearest neighbours, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    """Start at zero, so that a new residual branch changes nothing (Ho et al.'s code; Goyal et al. 2017)."""
+    nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class UNet(nn.Module):
+    """Image (B, C, H, W), step index (B,) and class (B,) to an output of the image's shape.
+
+    ``time_width`` None: no time input. ``num_classes`` None: no class input. ``padding`` pixels are added on each
+    side (zeros) and cropped from the output. ``attention_levels`` counts from 0, full size;
+    the middle always has attention.
+    """
+
+    def __init__(
+        self,
+        image_channels: int,
+        *,
+        base_channels: int = 128,
+        channel_mults: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (1,),
+        dropout: float = 0.1,
+        norm: str = "group",
+        norm_groups: int = 32,
+        activation: str = "silu",
+        time_width: int | None = 512,
+        time_scale: float = 1.0,
+        num_classes: int | None = None,
+        padding: int = 0,
+    ) -> None:
+        super().__init__()
+        self.padding, self.num_classes, self.activation = padding, num_classes, ACTIVATIONS[activation]
+
+        def make_norm(channels: int) -> nn.Module:
+            return NORMS[norm](channels, norm_groups)
+
+        def block(in_channels: int, out_channels: int, attention: bool) -> ResidualBlock:
+            return ResidualBlock(
+                in_channels, out_channels, norm=make_norm, activation=self.activation, dropout=dropout,
+                time_width=time_width, num_classes=num_classes, attention=attention,
+            )  # fmt: skip
+
+        self.time = TimeEmbedding(base_channels, time_width, time_scale, self.activation) if time_width else None
+        self.conv_in = nn.Conv2d(image_channels, base_channels, 3, padding=1)
+        widths = [base_channels * m for m in channel_mults]
+        channels, skips, last = base_channels, [base_channels], len(widths) - 1
+
+        self.down = nn.ModuleList()
+        for level, width in enumerate(widths):
+            for _ in range(num_res_blocks):
+                self.down.append(block(channels, width, level in attention_levels))
+                channels = width
+                skips.append(channels)
+            if level != last:
+                self.down.append(Downsample(channels))
+                skips.append(channels)
+
+        self.middle = nn.ModuleList([block(channels, channels, True), block(channels, channels, False)])
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(num_res_blocks + 1):
+                self.up.append(block(channels + skips.pop(), width, level in attention_levels))
+                channels = width
+            if level != 0:
+                self.up.append(Upsample(channels))
+
+        self.norm_out = make_norm(channels)
+        self.conv_out = zeroed(nn.Conv2d(channels, image_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t_index: Tensor, label: Tensor | None = None) -> Tensor:
+        """Raises ``ValueError`` when a class is missing or superfluous, or height or width do not halve evenly."""
+        if (label is None) != (self.num_classes is None):
+            raise ValueError("label needed" if label is None else "this network was trained without classes")
+        if self.padding:
+            x = F.pad(x, [self.padding] * 4)
+        halvings = sum(isinstance(module, Downsample) for module in self.down)
+        if any(side % 2**halvings for side in x.shape[-2:]):
+            raise ValueError(f"height and width {tuple(x.shape[-2:])} must be multiples of {2**halvings}")
+
+        time = self.time(t_index) if self.time is not None else None
+        h = self.conv_in(x)
+        skips = [h]
+        for module in self.down:
+            h = module(h, time, label) if isinstance(module, ResidualBlock) else module(h)
+            skips.append(h)
+        for module in self.middle:
+            h = module(h, time, label)
+        for module in self.up:
+            h = module(h) if isinstance(module, Upsample) else module(torch.cat([h, skips.pop()], 1), time, label)
+        out: Tensor = self.conv_out(self.activation(self.norm_out(h)))
+        return out[..., self.padding : -self.padding, self.padding : -self.padding] if self.padding else out

@@ -1,0 +1,240 @@
+"""Run files: YAML in and out, and layers of settings merged into one checked :class:`RunConfig`.
+
+Defaults < run file < flags. An error names where the value came from: file and line, or the flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ddpmctl.config import RunConfig, Section, known_keys
+from ddpmctl.errors import ConfigError
+from ddpmctl.rows import nearest
+
+_LARGEST = 1 << 20
+_ADVICE = "`ddpmctl inspect --defaults` prints every key with its meaning"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings: dotted key -> value, and dotted key -> where that value was given."""
+
+    values: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+def read_run_file(path: Path) -> Layer:
+    """Read a YAML run file, remembering the line of each key.
+
+    Raises :class:`ConfigError` naming file and line when it is missing, not YAML, or not sections of keys.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ConfigError(f"{path}: too large for a run file", "give a YAML file of settings")
+        root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise ConfigError(f"{path}: cannot be read: {reason}", "give a YAML run file, as in examples/") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or 'nested too deep'}",
+                          "mind the indentation and `key: value`") from error
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, value, line in _flatten(path, root):
+        place = f"{path}:{line}: {key}"
+        if key in values:
+            raise ConfigError(f"{place} is given twice", "keep one of the two lines")
+        values[key], origins[key] = value, place
+    return Layer(values, origins)
+
+
+def _flatten(path: Path, root: yaml.Node | None) -> Iterator[tuple[str, Any, int]]:
+    """Yield (dotted key, plain value, line); sections nest one level."""
+    if root is None:
+        return
+    for key, node, line in _pairs(path, root, "the run file"):
+        if isinstance(node, yaml.MappingNode) and key in RunConfig.model_fields:
+            for sub, leaf, at in _pairs(path, node, key):
+                yield f"{key}.{sub}", _plain(path, leaf), at
+        elif key in _sections() and not (isinstance(node, yaml.ScalarNode) and node.value in ("", "null", "~")):
+            raise ConfigError(f"{path}:{line}: {key} is a section of keys", f"write {key}: {{key: value}}")
+        elif key not in _sections():
+            yield key, _plain(path, node), line
+
+
+def _pairs(path: Path, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node, int]]:
+    line = node.start_mark.line + 1
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}:{line}: {what} holds no keys", "write `key: value` lines, as in examples/")
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{path}:{key.start_mark.line + 1}: a key of {what} is not a word", _ADVICE)
+        yield str(key.value), value, key.start_mark.line + 1
+
+
+def _plain(path: Path, node: yaml.Node) -> Any:
+    """The value of a scalar or of a flat list; anything deeper is no setting of ours."""
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(n, yaml.ScalarNode) for n in node.value):
+        return [_scalar(path, n) for n in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(path, node)
+    raise ConfigError(f"{path}:{line}: nested too deep", "a value is a word, a number or a flat list")
+
+
+def _scalar(path: Path, node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: cannot be read: {error}", _ADVICE) from error
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def flag_layer(flags: Mapping[str, Any], assignments: Sequence[str] = ()) -> Layer:
+    """Settings from the command line: dotted key -> value (None: not given), and ``section.key=value`` words."""
+    values = {key: value for key, value in flags.items() if value is not None}
+    origins = {key: "--" + key.rpartition(".")[2].replace("_", "-") for key in values}
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"--set {word}: not of the form section.key=value", "write e.g. --set model.dropout=0")
+        try:
+            values[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {word}: the value is not YAML", "quote it, or write a plain word") from error
+        origins[key] = f"--set {key}"
+    return Layer(values, origins)
+
+
+def resolve(*layers: Layer) -> RunConfig:
+    """Merge layers, later ones first in rank, and validate.
+
+    Raises :class:`ConfigError` for the first faulty key, naming its origin, its fault and how many more there are.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        values.update(layer.values)
+        origins.update({key: layer.origins.get(key, key) for key in layer.values})
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known_keys():
+            raise _unknown(origins[key], key)
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    try:
+        config = RunConfig.model_validate(nested)
+    except ValidationError as error:
+        raise _invalid(error, origins) from error
+    _check_model(config, origins)
+    return config
+
+
+def config_layer(settings: Mapping[str, Any], origin: str) -> Layer:
+    """A layer out of a nested dict, such as the config that a checkpoint carries."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            values.update({f"{key}.{sub}": leaf for sub, leaf in value.items()})
+        else:
+            values[key] = value
+    return Layer(values, {key: f"{origin}: {key}" for key in values})
+
+
+def _unknown(place: str, key: str) -> ConfigError:
+    known = known_keys()
+    same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f"; did you mean '{same_name[0]}'?" if same_name else nearest(key, known)
+    return ConfigError(f"{place}: no such key{hint}", _ADVICE)
+
+
+def _invalid(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
+    problems = []
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"]]
+        key = ".".join(loc[:2]) if loc and loc[0] in _sections() else (loc[0] if loc else "")
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] != "value_error":
+            text = f"{text[:1].lower()}{text[1:]}, not {item['input']!r}"
+        line = f"{origins.get(key, key)}: {text}"
+        if not problems or problems[-1].partition(":")[0] != line.partition(":")[0]:
+            problems.append(line)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ConfigError(problems[0] + more, _ADVICE)
+
+
+def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """Rules between keys of ``model`` and ``train``."""
+    model, train = config.model, config.train
+
+    def place(key: str) -> str:
+        return origins.get(key, key)
+
+    levels = len(model.channel_mults)
+    if any(level >= levels for level in model.attention_levels):
+        raise ConfigError(f"{place('model.attention_levels')}: {model.attention_levels} names a level that is not there",
+                          f"channel_mults gives levels 0 to {levels - 1}")
+    if model.base_channels % 2:
+        raise ConfigError(f"{place('model.base_channels')}: {model.base_channels} is odd", "give an even number")
+    widths = [model.base_channels * m for m in (1, *model.channel_mults)]
+    if model.norm == "group" and any(width % model.norm_groups for width in widths):
+        raise ConfigError(f"{place('model.norm_groups')}: {model.norm_groups} does not divide the channels {widths}",
+                          "set model.norm_groups to a common divisor, such as 8")
+    if train.grad_accum > train.batch_size:
+        raise ConfigError(f"{place('train.grad_accum')}: {train.grad_accum} parts of a batch of {train.batch_size}",
+                          "grad_accum is at most batch_size")
+
+
+def check_size(config: RunConfig, size: tuple[int, int]) -> None:
+    """Height and width plus padding must halve evenly once for each level below the first."""
+    factor = 2 ** (len(config.model.channel_mults) - 1)
+    pad = config.model.padding
+    bad = [side for side in size if (side + 2 * pad) % factor]
+    if not bad:
+        return
+    side = bad[0]
+    low, high = max(side // factor * factor, factor), -(-side // factor) * factor
+    extra = (-side) % factor
+    ways = [f"--size {low}" if low == high else f"--size {low} or {high}"]
+    if extra % 2 == 0:
+        ways.append(f"--set model.padding={extra // 2}")
+    padded = f" with padding {pad}" if pad else ""
+    raise ConfigError(f"data.size: {side} pixels{padded} do not halve evenly {factor.bit_length() - 1} times",
+                      f"use {', or '.join(ways)}, or fewer model.channel_mults")
+
+
+def _sections() -> dict[str, type[Section]]:
+    return {n: f.annotation for n, f in RunConfig.model_fields.items()
+            if isinstance(f.annotation, type) and issubclass(f.annotation, Section)}
+
+
+def to_yaml(config: RunConfig, *, comments: bool = False) -> str:
+    """The whole configuration as a run file; with ``comments`` each key carries its meaning."""
+    lines = []
+    for name, field_info in RunConfig.model_fields.items():
+        value = getattr(config, name)
+        if not isinstance(value, Section):
+            lines.append(_entry("", name, value, field_info.description if comments else None))
+            continue
+        lines.append(f"{name}:" + (f"  # {field_info.description}" if comments else ""))
+        plain = value.model_dump(mode="python")
+        for sub, info in type(value).model_fields.items():
+            lines.append(_entry("  ", sub, plain[sub], info.description if comments else None))
+    return "\n".join(lines) + "\n"
+
+
+def _entry(indent: str, key: str, value: Any, comment: str | None) -> str:
+    text = yaml.safe_dump({key: value}, default_flow_style=None, width=10_000, allow_unicode=True).strip()
+    text = indent + text
+    return f"{text:<34}  # {comment}" if comment else text
