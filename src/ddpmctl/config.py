@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from ddpmctl.rows import nearest, row_names
 
-_COUNT = re.compile(r"(\d[\d_]*\.?\d*(?:e\+?\d+)?)([kmb]?)", re.IGNORECASE)
+_COUNT = re.compile(r"(\d[\d_]*\.?\d*(?:e\+?\d{1,3})?)([kmb]?)", re.IGNORECASE)
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -23,13 +24,14 @@ def parse_count(value: object) -> int:
     Raises ``ValueError`` for anything else, fractions and negative numbers included.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = repr(value) if isinstance(value, float) else str(value).strip()
-    match = _COUNT.fullmatch(text)
-    if match and not isinstance(value, bool):
-        number = float(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
-        if number < 2**53 and abs(number - round(number)) < 1e-6:
-            return round(number)
+        if 0 <= value < 2**63:
+            return value
+    elif isinstance(value, float | str):
+        text = repr(value) if isinstance(value, float) else value.strip()
+        if match := _COUNT.fullmatch(text):
+            number = Decimal(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
+            if number < 2**63 and number == int(number):
+                return int(number)
     raise ValueError(f"{value!r} is not a whole number such as 500, 1_000, 100k, 1.5M or 1e5")
 
 
@@ -78,7 +80,18 @@ def _parse_channels(value: object) -> object:
 def _parse_time_embedding(value: object) -> object:
     if value is None:
         return "none"
-    return value if value in ("auto", "none") else parse_count(value)
+    if value in ("auto", "none"):
+        return value
+    width = parse_count(value)
+    if width < 2 or width % 2:
+        raise ValueError(f"{value!r} is not auto, none or an even number")
+    return width
+
+
+def _parse_number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number")
+    return value
 
 
 def _row(module: str, table: str) -> Callable[[str], str]:
@@ -100,9 +113,7 @@ Size = Annotated[
 ]
 Device = Annotated[str, BeforeValidator(parse_device)]
 Channels = Annotated[Literal["auto", 1, 3, 4], BeforeValidator(_parse_channels)]
-TimeEmbedding = Annotated[
-    Literal["auto", "none"] | Annotated[int, Field(ge=2, multiple_of=2)], BeforeValidator(_parse_time_embedding)
-]
+TimeEmbedding = Annotated[Literal["auto", "none"] | int, BeforeValidator(_parse_time_embedding)]
 Schedule = Annotated[str, AfterValidator(_row("core.schedule", "SCHEDULES"))]
 Prediction = Annotated[str, AfterValidator(_row("core.prediction", "PREDICTIONS"))]
 Loss = Annotated[str, AfterValidator(_row("core.losses", "LOSSES"))]
@@ -113,8 +124,9 @@ LrSchedule = Annotated[str, AfterValidator(_row("core.optim", "LR_SCHEDULES"))]
 Optimizer = Annotated[str, AfterValidator(_row("core.optim", "OPTIMIZERS"))]
 EmaWarmup = Annotated[str, AfterValidator(_row("core.ema", "WARMUPS"))]
 Fit = Annotated[str, AfterValidator(_row("data.decode", "FITS"))]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_parse_number)]
+Rate = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -153,15 +165,15 @@ class ModelConfig(Section):
     base_channels: Positive = Field(128, description="channels of the first level")
     channel_mults: list[Positive] = Field([1, 2, 2, 2], min_length=1, max_length=8, description="width of each level")
     num_res_blocks: Positive = Field(2, description="residual blocks a level going down (one more going up)")
-    attention_levels: list[Annotated[int, Field(ge=0)]] = Field(
+    attention_levels: list[Count] = Field(
         [1], description="levels with self-attention, 0 is full size; the middle always has it"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
     norm: Norm = Field("group", description="group | batch | instance | none")
     norm_groups: Positive = Field(32, description="groups of norm: group; divides every level's channels")
     activation: Activation = Field("silu", description="silu | relu | gelu | mish")
     time_embedding: TimeEmbedding = Field("auto", description="width; auto: 4 x base_channels; none: no time input")
-    time_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="multiplies t before embedding")
+    time_scale: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="multiplies t before embedding")
     padding: Annotated[Count, Field(le=64)] = Field(0, description="pixels added on each side of the input, cut off again")
 
 
@@ -172,16 +184,16 @@ class TrainConfig(Section):
     batch_size: Positive = Field(128, description="images a step, whatever grad_accum is")
     grad_accum: Positive = Field(1, description="parts a batch is cut into to save memory")
     optimizer: Optimizer = Field("adam", description="adam | adamw")
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(2e-4, description="learning rate")
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first decay")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Adam's second decay")
+    lr: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = Field(2e-4, description="learning rate")
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first decay")
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.999, description="Adam's second decay")
     weight_decay: Rate = Field(0.0, description="weight decay")
     lr_schedule: LrSchedule = Field(
         "constant", description="constant | linear | cosine | cosine_flat | geometric (the last two end at lr x 0.01)"
     )
     lr_warmup: Count = Field(0, description="steps of warm-up, for every schedule but geometric")
     grad_clip: Rate = Field(1.0, description="largest gradient norm; 0: no clipping")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.9999, description="decay of the averaged weights")
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9999, description="decay of the averaged weights")
     ema_warmup: EmaWarmup = Field(
         "gradual", description="gradual (usable at any length) | copy (plain copy until ema_start) | none"
     )

@@ -13,11 +13,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ddpmctl.config import RunConfig, Section, known_keys
+from ddpmctl.config import RunConfig, Section, known_keys, size_text
 from ddpmctl.errors import ConfigError
 from ddpmctl.rows import nearest
 
 _LARGEST = 1 << 20
+_TAG = "tag:yaml.org,2002:"
+_NULL = _TAG + "null"
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, OverflowError)
+_VALUES = "a value is a word, a number or a flat list"
 _ADVICE = "`ddpmctl inspect --defaults` prints every key with its meaning"
 
 
@@ -41,33 +45,42 @@ def read_run_file(path: Path) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise ConfigError(f"{path}: cannot be read: {reason}", "give a YAML run file, as in examples/") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except _NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or 'nested too deep'}",
-                          "mind the indentation and `key: value`") from error
+        problem = f"{place}: not YAML: {_reason(error)}"
+        raise ConfigError(problem, "mind the indentation and `key: value`") from error
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for key, value, line in _flatten(path, root):
+    for key, node, line in _flatten(path, root):
         place = f"{path}:{line}: {key}"
         if key in values:
             raise ConfigError(f"{place} is given twice", "keep one of the two lines")
-        values[key], origins[key] = value, place
+        values[key], origins[key] = _plain(place, node), place
     return Layer(values, origins)
 
 
-def _flatten(path: Path, root: yaml.Node | None) -> Iterator[tuple[str, Any, int]]:
-    """Yield (dotted key, plain value, line); sections nest one level."""
-    if root is None:
+def _reason(error: Exception) -> str:
+    """One line of a YAML error, whose own text spans several."""
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).partition("\n")[0]
+
+
+def _flatten(path: Path, root: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, int]]:
+    """Yield (dotted key, value, line); sections nest one level."""
+    if root is None or root.tag == _NULL:
         return
     for key, node, line in _pairs(path, root, "the run file"):
-        if isinstance(node, yaml.MappingNode) and key in RunConfig.model_fields:
+        if key not in _sections():
+            if key not in known_keys():
+                raise _unknown(f"{path}:{line}: {key}", key)
+            yield key, node, line
+        elif isinstance(node, yaml.MappingNode):
             for sub, leaf, at in _pairs(path, node, key):
-                yield f"{key}.{sub}", _plain(path, leaf), at
-        elif key in _sections() and not (isinstance(node, yaml.ScalarNode) and node.value in ("", "null", "~")):
+                yield f"{key}.{sub}", leaf, at
+        elif node.tag != _NULL:
             raise ConfigError(f"{path}:{line}: {key} is a section of keys", f"write {key}: {{key: value}}")
-        elif key not in _sections():
-            yield key, _plain(path, node), line
 
 
 def _pairs(path: Path, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node, int]]:
@@ -75,29 +88,34 @@ def _pairs(path: Path, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.N
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path}:{line}: {what} holds no keys", "write `key: value` lines, as in examples/")
     for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
+        if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable() or len(key.value) > 100:
             raise ConfigError(f"{path}:{key.start_mark.line + 1}: a key of {what} is not a word", _ADVICE)
         yield str(key.value), value, key.start_mark.line + 1
 
 
-def _plain(path: Path, node: yaml.Node) -> Any:
+def _plain(place: str, node: yaml.Node) -> Any:
     """The value of a scalar or of a flat list; anything deeper is no setting of ours."""
-    line = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode) and all(isinstance(n, yaml.ScalarNode) for n in node.value):
-        return [_scalar(path, n) for n in node.value]
+        return [_scalar(place, n) for n in node.value]
     if isinstance(node, yaml.ScalarNode):
-        return _scalar(path, node)
-    raise ConfigError(f"{path}:{line}: nested too deep", "a value is a word, a number or a flat list")
+        return _scalar(place, node)
+    raise ConfigError(f"{place}: nested too deep", _VALUES)
 
 
-def _scalar(path: Path, node: yaml.Node) -> Any:
+def _scalar(place: str, node: yaml.ScalarNode) -> Any:
+    """None, a truth value, a number or a word; dates stay the words that they were written as."""
+    kind = node.tag.removeprefix(_TAG)
+    if kind in ("str", "timestamp", "value", "merge"):
+        return node.value
+    if kind not in ("null", "bool", "int", "float"):
+        raise ConfigError(f"{place}: of no known kind {_cut(node.tag)}", _VALUES)
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}: cannot be read: {error}", _ADVICE) from error
+        return loader.construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError, OverflowError) as error:
+        raise ConfigError(f"{place}: {_cut(repr(node.value))} cannot be read as {kind}", _ADVICE) from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def flag_layer(flags: Mapping[str, Any], assignments: Sequence[str] = ()) -> Layer:
@@ -109,11 +127,13 @@ def flag_layer(flags: Mapping[str, Any], assignments: Sequence[str] = ()) -> Lay
         key = key.strip()
         if not equals or not key:
             raise ConfigError(f"--set {word}: not of the form section.key=value", "write e.g. --set model.dropout=0")
-        try:
-            values[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"--set {word}: the value is not YAML", "quote it, or write a plain word") from error
         origins[key] = f"--set {key}"
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except _NOT_YAML as error:
+            raise ConfigError(f"{origins[key]}: the value is not YAML: {_reason(error)}",
+                              "quote it, or write a plain word") from error
+        values[key] = None if node is None else _plain(origins[key], node)
     return Layer(values, origins)
 
 
@@ -155,23 +175,33 @@ def config_layer(settings: Mapping[str, Any], origin: str) -> Layer:
 def _unknown(place: str, key: str) -> ConfigError:
     known = known_keys()
     same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f"; did you mean '{same_name[0]}'?" if same_name else nearest(key, known)
+    hint = f"; did you mean '{same_name[0]}'?" if same_name else nearest(key, [*known, *_sections()])
     return ConfigError(f"{place}: no such key{hint}", _ADVICE)
 
 
 def _invalid(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
-    problems = []
-    for item in error.errors():
+    problems: dict[str, str] = {}
+    for item in error.errors(include_url=False):
         loc = [str(part) for part in item["loc"]]
         key = ".".join(loc[:2]) if loc and loc[0] in _sections() else (loc[0] if loc else "")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] != "value_error":
-            text = f"{text[:1].lower()}{text[1:]}, not {item['input']!r}"
-        line = f"{origins.get(key, key)}: {text}"
-        if not problems or problems[-1].partition(":")[0] != line.partition(":")[0]:
-            problems.append(line)
+            text = f"{text[:1].lower()}{text[1:]}, not {_written(item['input'])}"
+        problems.setdefault(key, f"{origins.get(key, key)}: {_cut(text)}")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return ConfigError(problems[0] + more, _ADVICE)
+    return ConfigError(next(iter(problems.values())) + more, _ADVICE)
+
+
+def _written(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits.
+        return "a number of thousands of digits"
+
+
+def _cut(text: str) -> str:
+    """At most a line or two of ``text``: its start and its end."""
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-140:]}"
 
 
 def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
@@ -197,21 +227,30 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
 
 
 def check_size(config: RunConfig, size: tuple[int, int]) -> None:
-    """Height and width plus padding must halve evenly once for each level below the first."""
-    factor = 2 ** (len(config.model.channel_mults) - 1)
+    """Height and width plus padding must halve evenly once for each level below the first.
+
+    Raises :class:`ConfigError` that advises the nearest sizes, and padding, that do.
+    """
+    factor: int = 2 ** (len(config.model.channel_mults) - 1)
     pad = config.model.padding
-    bad = [side for side in size if (side + 2 * pad) % factor]
+
+    def fits(side: int, padding: int = pad) -> bool:
+        return (side + 2 * padding) % factor == 0
+
+    bad = [side for side in size if not fits(side)]
     if not bad:
         return
-    side = bad[0]
-    low, high = max(side // factor * factor, factor), -(-side // factor) * factor
-    extra = (-side) % factor
-    ways = [f"--size {low}" if low == high else f"--size {low} or {high}"]
-    if extra % 2 == 0:
-        ways.append(f"--set model.padding={extra // 2}")
+    lower, upper = [], []
+    for side in size:
+        down, up = range(side, 0, -1), range(side, 4097)
+        lower.append(next(s for s in (*down, *up) if fits(s)))
+        upper.append(next(s for s in (*up, *down) if fits(s)))
+    sizes = dict.fromkeys(str(size_text((h, w))) for h, w in (lower, upper))
+    paddings = [p for p in range(65) if all(fits(side, p) for side in size)]
+    ways = [f"--size {' or '.join(sizes)}", *(f"--set model.padding={p}" for p in paddings[:1])]
     padded = f" with padding {pad}" if pad else ""
-    raise ConfigError(f"data.size: {side} pixels{padded} do not halve evenly {factor.bit_length() - 1} times",
-                      f"use {', or '.join(ways)}, or fewer model.channel_mults")
+    raise ConfigError(f"data.size: {bad[0]} pixels{padded} do not halve evenly {factor.bit_length() - 1} times",
+                      f"use {', or '.join([*ways, 'fewer model.channel_mults'])}")
 
 
 def _sections() -> dict[str, type[Section]]:
@@ -235,6 +274,7 @@ def to_yaml(config: RunConfig, *, comments: bool = False) -> str:
 
 
 def _entry(indent: str, key: str, value: Any, comment: str | None) -> str:
-    text = yaml.safe_dump({key: value}, default_flow_style=None, width=10_000, allow_unicode=True).strip()
-    text = indent + text
+    # Dumped in a list, a value of any kind stays on one line.
+    plain = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), allow_unicode=True).strip()
+    text = f"{indent}{key}: {plain[1:-1]}"
     return f"{text:<34}  # {comment}" if comment else text

@@ -31,6 +31,11 @@ def result(text: str) -> None:
     out.print(text, markup=False)
 
 
+def heading(text: str) -> None:
+    """A heading over results."""
+    out.print(f"[bold cyan]{escape(text)}[/]")
+
+
 def note(text: str) -> None:
     """A line of Rich markup that keeps the user informed."""
     if not _State.quiet:
@@ -74,9 +79,21 @@ class Bar:
         """Show the bar."""
         self._progress.start()
 
-    def stop(self) -> None:
-        """Leave the bar as it stands."""
+    def stop(self, *, leave: bool = True) -> None:
+        """Leave the bar as it stands, or remove it."""
+        self._progress.live.transient = not leave
         self._progress.stop()
+
+    def set_total(self, total: int) -> None:
+        """For jobs whose size is known only after they began."""
+        if total != self.total:
+            self.total = total
+            self._progress.update(self._task, total=total)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        if not _State.quiet:
+            self._progress.console.print(escape(text))
 
     def describe(self, what: str) -> None:
         """Change the words in front of the bar."""

@@ -33,16 +33,16 @@ class TimeEmbedding(nn.Module):
     def __init__(self, channels: int, width: int, scale: float, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.scale, self.activation = scale, activation
-        half = channels // 2
-        self.register_buffer("frequencies", torch.exp(-math.log(10_000) / half * torch.arange(half)), persistent=False)
+        self.half = channels // 2
         self.linear_1 = nn.Linear(channels, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t_index: Tensor) -> Tensor:
         # Angles in float32 even under autocast: index 999 has no exact neighbour in bfloat16.
-        angles = t_index.float()[:, None] * self.scale * self.frequencies
+        index = torch.arange(self.half, device=t_index.device, dtype=torch.float32)
+        angles = t_index.float()[:, None] * self.scale * torch.exp(-math.log(10_000) / self.half * index)
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-        hidden: Tensor = self.linear_2(self.activation(self.linear_1(embedding)))
+        hidden: Tensor = self.linear_2(self.activation(self.linear_1(embedding.to(self.linear_1.weight.dtype))))
         return self.activation(hidden)
 
 

@@ -1,0 +1,49 @@
+# Needs Python 3.10 or newer and make, nothing else. `make demo` and `make test` set up on their own.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint types unit test-slow clean
+
+help:
+	@echo "make demo       set up, train on examples/fashion.zip for a few minutes, draw new images: demo.png"
+	@echo "make test       set up, then lint, types and tests"
+	@echo "make test-slow  the long tests too"
+	@echo "make clean      remove the environment and the demo"
+
+$(READY): pyproject.toml
+	@echo "== setting up $(VENV) (PyTorch: minutes, gigabytes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch torchvision
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	@echo "== training on examples/fashion.zip, about 4 minutes on 2 cores"
+	@if [ -e $(DEMO)/run.yaml ]; then $(BIN)/ddpmctl train --resume $(DEMO) $(DEMO_FLAGS); \
+	else $(BIN)/ddpmctl train examples/fashion.zip --config examples/quickstart.yaml --out $(DEMO) $(DEMO_FLAGS); fi
+	$(BIN)/ddpmctl sample $(DEMO) -n 64 -o demo.png --scale 2 --overwrite
+	@echo "== look at demo.png"
+
+test: lint types unit
+
+lint: $(READY)
+	@echo "== lint"
+	$(BIN)/ruff check .
+
+types: $(READY)
+	@echo "== types"
+	$(BIN)/mypy
+
+unit: $(READY)
+	@echo "== tests"
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+clean:
+	rm -rf $(VENV) $(DEMO) demo.png

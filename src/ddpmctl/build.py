@@ -1,0 +1,90 @@
+"""From configuration to core objects: the only place where the two meet."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ddpmctl.config import RunConfig
+from ddpmctl.core.denoiser import Denoiser
+from ddpmctl.core.ema import EMA
+from ddpmctl.core.optim import make_optimizer
+from ddpmctl.core.schedule import NoiseSchedule
+from ddpmctl.core.unet import UNet
+from ddpmctl.errors import DeviceError
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the first of cuda, mps, cpu that is there; raises :class:`DeviceError` for one that is not."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])])
+    if (device.type == "cuda" and (device.index or 0) >= cuda) or (device.type == "mps" and not mps):
+        raise DeviceError(f"device {name}: not on this machine", f"found here: {found}; use --device auto")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast, None for float32. ``auto``: bfloat16 where the hardware computes in it."""
+    if name == "auto":
+        return torch.bfloat16 if _computes_in_bf16(device) else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Older releases cannot tell: they get float32, which is right everywhere.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def precision_name(dtype: torch.dtype | None) -> str:
+    """``fp32``, ``bf16`` or ``fp16``."""
+    return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
+    """The UNet for images of ``channels``; ``num_classes`` 0: unconditional. Weights follow from the global seed."""
+    model = config.model
+    widths = {"auto": 4 * model.base_channels, "none": None}
+    width = model.time_embedding if isinstance(model.time_embedding, int) else widths[model.time_embedding]
+    return UNet(
+        channels,
+        base_channels=model.base_channels,
+        channel_mults=model.channel_mults,
+        num_res_blocks=model.num_res_blocks,
+        attention_levels=model.attention_levels,
+        dropout=model.dropout,
+        norm=model.norm,
+        norm_groups=model.norm_groups,
+        activation=model.activation,
+        time_width=width,
+        time_scale=model.time_scale,
+        num_classes=num_classes or None,
+        padding=model.padding,
+    )
+
+
+def build_denoiser(config: RunConfig, net: nn.Module, autocast: torch.dtype | None, *, clip: bool = True) -> Denoiser:
+    """The denoiser of the run: its schedule and prediction around ``net``."""
+    schedule = NoiseSchedule.named(config.diffusion.schedule, config.diffusion.timesteps)
+    return Denoiser(net, schedule, config.diffusion.prediction, clip=clip, autocast=autocast)
+
+
+def build_ema(config: RunConfig, net: nn.Module) -> EMA:
+    """The weight average of the run."""
+    train = config.train
+    return EMA(net, train.ema_decay, warmup=train.ema_warmup, start=train.ema_start, every=train.ema_every)
+
+
+def build_optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of the run."""
+    train = config.train
+    betas = (train.beta1, train.beta2)
+    return make_optimizer(net, train.optimizer, lr=train.lr, betas=betas, decay=train.weight_decay)

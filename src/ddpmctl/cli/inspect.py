@@ -1,0 +1,87 @@
+"""``ddpmctl inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddpmctl.cli import console
+from ddpmctl.cli.options import Debug, Quiet
+
+_LONGEST_LIST = 40
+
+
+def inspect(
+    what: Annotated[Path | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, or a PNG that ddpmctl made.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Print a run file with every key, its default and its meaning.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:  # fmt: skip
+    """Tell what something is.
+
+    Example: `ddpmctl inspect runs/photos` or `ddpmctl inspect --defaults > run.yaml`
+    """
+    from ddpmctl.errors import ConfigError
+
+    if defaults:
+        from ddpmctl.config import RunConfig
+        from ddpmctl.runfile import to_yaml
+
+        console.result(to_yaml(RunConfig(), comments=True).rstrip())
+        return 0
+    if what is None:
+        raise ConfigError("nothing to inspect", "name a checkpoint, run folder, run file, data or PNG, or use --defaults")
+    from ddpmctl.inspection import inspect_path
+
+    bar = console.Bar("reading images", 1)
+
+    def progress(done: int, total: int) -> None:
+        if done == 1 and not as_json:
+            bar.start()
+        bar.set_total(total)
+        bar.update(done)
+
+    try:
+        facts = inspect_path(what, None if as_json else progress)
+    finally:
+        bar.stop(leave=False)
+    if as_json:
+        import json
+
+        console.result(json.dumps(facts, indent=2, default=str))
+    else:
+        _show(facts)
+    return 0
+
+
+def _show(facts: dict[str, Any]) -> None:
+    """A heading and its facts, one a line."""
+    for heading, content in facts.items():
+        if not isinstance(content, dict):
+            lines = content if isinstance(content, list) else [content]
+            console.heading(heading)
+            for line in lines:
+                console.result(f"  {line}")
+            continue
+        console.heading(heading)
+        items = list(_flat(content))
+        width = max((len(key) for key, _ in items), default=0)
+        for key, value in items[:_LONGEST_LIST] if heading != "config" else items:
+            console.result(f"  {key:<{width}}  {value}")
+        if len(items) > _LONGEST_LIST and heading != "config":
+            console.result(f"  ... and {len(items) - _LONGEST_LIST} more (all with --json)")
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{key}.")
+        else:
+            number = isinstance(value, int) and not isinstance(value, bool)
+            text = f"{value:,}" if number else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append((f"{prefix}{key}", text))
+    return lines

@@ -1,0 +1,124 @@
+"""``ddpmctl sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddpmctl.cli import console
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading
+from ddpmctl.config import parse_count, parse_device
+
+if TYPE_CHECKING:
+    from ddpmctl.outputs import Job, Sink
+    from ddpmctl.sampling import Model
+
+_HOW = "How"
+
+
+def sample(
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, or run folder: its newest one.")],
+    n: Annotated[int, typer.Option("-n", metavar="COUNT", help="How many images.", parser=reading(parse_count))] = 64,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="x.png: a grid; x.gif: noise to image; x.npz: uint8 (N,H,W,C); folder/: a file each.  [default: samples-0.png, -1, ...]")] = None,
+    sampler: Annotated[str, typer.Option(metavar=choices("core.samplers", "SAMPLERS"), help="ddim: few steps; ddpm: as trained.", autocompletion=complete("core.samplers", "SAMPLERS"), rich_help_panel=_HOW)] = "ddim",
+    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps.  [default: ddim 50, ddpm T]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
+    eta: Annotated[float | None, typer.Option(metavar="0..1", help="Noise that ddim adds at each step.  [default: 0]", rich_help_panel=_HOW)] = None,
+    variance: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "VARIANCES"), help="Noise that ddpm adds.  [default: beta]", autocompletion=complete("core.samplers", "VARIANCES"), rich_help_panel=_HOW)] = None,
+    clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Keep each estimate of the clean image within [-1, 1].", rich_help_panel=_HOW)] = True,
+    class_name: Annotated[str | None, typer.Option("--class", metavar="NAME|all", help="Class to draw; all: each in turn.  [default: all]", rich_help_panel=_HOW)] = None,
+    seed: Annotated[int, typer.Option(metavar="COUNT", help="Same seed, same images.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
+    batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once; changes memory, not images.", parser=reading(parse_count))] = 64,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="What the network computes in.")] = "auto",
+    weights: Annotated[str, typer.Option(metavar="ema|raw", help="Averaged or last weights.", rich_help_panel=_HOW)] = "ema",
+    columns: Annotated[int | None, typer.Option(metavar="COUNT", help="Images in a row of the grid.", parser=reading(parse_count))] = None,
+    scale: Annotated[int | None, typer.Option(metavar="COUNT", help="Enlarge every pixel of a grid so many times.  [default: 1, .gif as fits]", parser=reading(parse_count))] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:  # fmt: skip
+    """Make new images with a trained model.
+
+    Example: `ddpmctl sample runs/photos -n 64 -o new.png`
+    """
+    from ddpmctl.errors import ConfigError
+    from ddpmctl.outputs import Job, choose_output
+    from ddpmctl.rows import nearest, row_names
+
+    for flag, value, known in (
+        ("--sampler", sampler, row_names("core.samplers", "SAMPLERS")),
+        ("--variance", variance, (None, *row_names("core.samplers", "VARIANCES"))),
+        ("--weights", weights, ("ema", "raw")),
+        ("--precision", precision, ("auto", "fp32", "bf16", "fp16")),
+    ):
+        names = [name for name in known if name]
+        if value not in known:
+            raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(str(value), names)}", "")
+    for flag, number in (("-n", n), ("--steps", steps), ("--batch-size", batch_size), ("--columns", columns), ("--scale", scale)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
+    if eta is not None and not 0 <= eta <= 1:
+        raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
+    path, sink = choose_output(out, overwrite=overwrite)
+    from ddpmctl.sampling import default_steps, load_model, sampler_options
+
+    options = sampler_options(sampler, {"eta": eta, "variance": variance})
+    model = load_model(ckpt, device, weights=weights, clip=clip, precision=precision)
+    timesteps = model.denoiser.schedule.timesteps
+    steps = steps or default_steps(sampler, timesteps)
+    if steps > timesteps:
+        raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
+    labels = _labels(model, class_name, n)
+    made_with = {
+        "kind": "sample", "checkpoint": model.digest, "path": str(ckpt), "step": model.step, "n": n, "seed": seed,
+        "sampler": sampler, "steps": steps, **options, "weights": weights, "clip": clip, "precision": model.precision,
+        "class": class_name if labels is not None else None, "columns": columns,
+    }  # fmt: skip
+    if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
+        columns = len(model.class_names)
+    job = Job(path, n, model.image_shape, steps, made_with, columns, scale)
+    console.note(f"{sampler}, {steps} steps, {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
+                 f" {weights} weights of step {model.step:,}, {model.device}, {model.precision}")  # fmt: skip
+    with sink(job) as target:
+        _run(model, job, target, labels, seed=seed, sampler=sampler, options=options, batch_size=min(batch_size, n))
+    console.note(f"saved: {path}")
+    return 0
+
+
+def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
+    """A class number for each image: the one asked for, or all in turn."""
+    if class_name is not None and class_name != "all":
+        return [model.label_of(class_name)] * n
+    if not model.class_names:
+        if class_name == "all":
+            model.label_of("all")
+        return None
+    return [i % len(model.class_names) for i in range(n)]
+
+
+def _run(
+    model: Model, job: Job, target: Sink, labels: list[int] | None, *,
+    seed: int, sampler: str, options: dict[str, Any], batch_size: int,
+) -> None:  # fmt: skip
+    """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
+    from ddpmctl.core.noise import ImageNoise
+    from ddpmctl.images import to_uint8
+    from ddpmctl.sampling import generate
+
+    n, steps = job.n, job.steps
+    if target.wants_states:
+        target.add_state(range(n), steps, to_uint8(ImageNoise(seed, range(n), job.shape)()))
+    with console.bar("sampling", -(-n // batch_size) * steps) as bar:
+        walk = generate(
+            model.denoiser, job.shape, n, seed=seed, sampler=sampler, steps=steps, device=model.device,
+            labels=labels, batch_size=batch_size, options=options,
+        )  # fmt: skip
+        for done, (images, state) in enumerate(walk, start=1):
+            left = -done % steps
+            if target.wants_states:
+                target.add_state(images, left, to_uint8(state.x_t))
+            if left == 0:
+                target.add_images(images, to_uint8(state.x_t))
+            bar.update(done, f"{images.stop if left == 0 else images.start}/{n} images")

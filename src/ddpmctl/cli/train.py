@@ -1,0 +1,277 @@
+"""``ddpmctl train``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddpmctl.cli import console
+from ddpmctl.cli.options import Debug, Quiet, choices, complete
+
+if TYPE_CHECKING:
+    from ddpmctl.config import RunConfig
+    from ddpmctl.data.dataset import ImageDataset
+    from ddpmctl.runfile import Layer
+    from ddpmctl.runfolder import RunFolder
+    from ddpmctl.training import Run
+
+_DIFFUSION, _RUNNING = "What is learned", "The run"
+
+
+def train(
+    data: Annotated[Path | None, typer.Argument(metavar="DATA", help="Folder or .zip of images; with --resume, a run folder.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML run file; flags go before it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder.  [default: runs/NAME of the data]")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="COUNT", help="Training steps: 500, 100k, 1.5M, 1e5.", rich_help_panel=_RUNNING)] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="COUNT", help="Images a step.", rich_help_panel=_RUNNING)] = None,
+    lr: Annotated[str | None, typer.Option(metavar="NUMBER", help="Learning rate, such as 2e-4.", rich_help_panel=_RUNNING)] = None,
+    size: Annotated[str | None, typer.Option(metavar="SIZE", help="32, 48x64 (height x width), or auto.", rich_help_panel=_DIFFUSION)] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUNNING)] = None,
+    precision: Annotated[str | None, typer.Option(metavar="auto|fp32|bf16|fp16", help="What the network computes in.", rich_help_panel=_RUNNING)] = None,
+    timesteps: Annotated[str | None, typer.Option(metavar="COUNT", help="T, the number of noising steps.", rich_help_panel=_DIFFUSION)] = None,
+    schedule: Annotated[str | None, typer.Option(metavar=choices("core.schedule", "SCHEDULES"), help="Noise schedule.", autocompletion=complete("core.schedule", "SCHEDULES"), rich_help_panel=_DIFFUSION)] = None,
+    loss: Annotated[str | None, typer.Option(metavar=choices("core.losses", "LOSSES"), help="Training loss.", autocompletion=complete("core.losses", "LOSSES"), rich_help_panel=_DIFFUSION)] = None,
+    prediction: Annotated[str | None, typer.Option(metavar=choices("core.prediction", "PREDICTIONS"), help="What the network predicts.", autocompletion=complete("core.prediction", "PREDICTIONS"), rich_help_panel=_DIFFUSION)] = None,
+    seed: Annotated[str | None, typer.Option(metavar="COUNT", help="Everything random follows from it.", rich_help_panel=_RUNNING)] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the run file; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run folder stopped.", rich_help_panel=_RUNNING)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Resume though what is learned has changed.", rich_help_panel=_RUNNING)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.", rich_help_panel=_RUNNING)] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try a step and a sample, write nothing.", rich_help_panel=_RUNNING)] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:  # fmt: skip
+    """Train a diffusion model on a folder of images.
+
+    Example: `ddpmctl train photos/ --size 64 --steps 100k`
+
+    Every key of a run file, with its meaning: `ddpmctl inspect --defaults`.
+    """
+    from ddpmctl.runfile import flag_layer
+
+    flags = flag_layer(
+        {
+            "device": device, "precision": precision, "seed": seed, "data.size": size, "diffusion.timesteps": timesteps,
+            "diffusion.schedule": schedule, "diffusion.loss": loss, "diffusion.prediction": prediction,
+            "train.steps": steps, "train.batch_size": batch_size, "train.lr": lr,
+        },
+        settings or [],
+    )  # fmt: skip
+    folder, run_config, content = _settle(data, config, out, flags, resume=resume, overwrite=overwrite)
+    run = _prepare(run_config, folder, content, force=force)
+    _summary(run)
+    if dry_run:
+        _dry_run(run)
+        return 0
+    if overwrite and folder.exists() and not resume:
+        folder.clear()
+    return _train(run)
+
+
+def _settle(
+    data: Path | None, config: Path | None, out: Path | None, flags: Layer, *, resume: bool, overwrite: bool
+) -> tuple[RunFolder, RunConfig, tuple[Path, dict[str, Any]] | None]:
+    """Which folder, which settings, and which checkpoint to go on from. Reads, but writes nothing."""
+    from ddpmctl.errors import ConfigError, OutputError
+    from ddpmctl.runfile import Layer, check_size, config_layer, read_run_file
+    from ddpmctl.runfile import resolve as merge
+    from ddpmctl.runfolder import RunFolder
+
+    layers = [read_run_file(config)] if config else []
+    is_run = data is not None and RunFolder(data).is_run()
+    if is_run and not resume:
+        raise ConfigError(f"{data}: a run folder, not a folder of images", "add --resume to go on with it")
+    if data is not None and not is_run:
+        layers.append(Layer({"data.path": str(data)}, {"data.path": "DATA"}))
+    settled = merge(*layers, flags)
+    if out is None and is_run:
+        out = data
+    if out is None:
+        if settled.data.path is None:
+            raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
+        out = Path("runs") / (Path(settled.data.path).resolve().stem or "run")
+
+    folder = RunFolder(out)
+    content = None
+    if resume:
+        if not folder.is_run():
+            raise OutputError(f"{out}: nothing to resume, no run.yaml there", "leave --resume out, or name the run with --out")
+        content = folder.newest_good(console.warn)
+        saved = config_layer(content[1]["config"], str(content[0])) if content else read_run_file(folder.run_file)
+        settled = merge(saved, *layers, flags)
+    elif folder.exists() and not (overwrite and folder.is_run()):
+        raise OutputError(f"{out}: exists", "add --resume to go on, --overwrite to replace a run, or give another --out")
+    if settled.data.path is None:
+        raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
+    if settled.data.size != "auto":
+        check_size(settled, settled.data.size)
+    return folder, settled, content
+
+
+def _prepare(config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, *, force: bool) -> Run:
+    """Load the images, build the run, and take over the checkpoint."""
+    from ddpmctl.build import resolve_device
+    from ddpmctl.errors import ConfigError
+    from ddpmctl.resume import check_changes
+    from ddpmctl.runfile import check_size
+    from ddpmctl.sampling import config_of
+    from ddpmctl.training import Run
+
+    resolve_device(config.device)
+    dataset = _load(config)
+    found = {"size": dataset.size, "channels": dataset.channels}
+    config = config.model_copy(update={"data": config.data.model_copy(update=found)})
+    check_size(config, dataset.size)
+    if content is None:
+        return Run(config, dataset, folder)
+    path, saved = content
+    for key, before, after in check_changes(config_of(saved, path), config, force=force):
+        console.note(f"changed: {key}: {before} -> {after}")
+    if saved["data"]["fingerprint"] != dataset.fingerprint and not force:
+        raise ConfigError(f"{config.data.path}: not the images that this run was trained on",
+                          "bring them back, start a new run with another --out, or add --force")  # fmt: skip
+    run = Run(config, dataset, folder)
+    run.restore(saved, path)
+    return run
+
+
+def _load(config: RunConfig) -> ImageDataset:
+    from ddpmctl.data.dataset import load_images
+
+    assert config.data.path is not None
+    bar = console.Bar("reading images", 1)
+
+    def progress(done: int, total: int) -> None:
+        bar.set_total(total)
+        bar.update(done)
+
+    bar.start()
+    try:
+        return load_images(config.data, Path(config.data.path), progress=progress)
+    finally:
+        bar.stop(leave=False)
+
+
+def _summary(run: Run) -> None:
+    """All that a person would check before walking away."""
+    from rich.markup import escape
+
+    from ddpmctl.describe import count_text, data_lines, device_text
+
+    config, train = run.config, run.config.train
+    parameters = sum(p.numel() for p in run.state.net.parameters())
+    channels, height, width = run.image_shape
+    epochs = train.steps * train.batch_size / len(run.dataset.images)
+    kind = f"{len(run.class_names)} classes" if run.class_names else "unconditional"
+    diffusion = config.diffusion
+    rows = [
+        ("data", f"{config.data.path}: {data_lines(run.dataset.report)}"),
+        ("", f"as {height}x{width}, {'grey' if channels == 1 else 'RGB' if channels == 3 else 'RGBA'}, fit {config.data.fit}"
+             + (", mirrored at random" if config.data.hflip else "")),
+        ("model", f"UNet, {count_text(parameters)} parameters, {kind}"),
+        ("diffusion", f"T = {diffusion.timesteps:,}, {diffusion.schedule} schedule, predicts {diffusion.prediction}, {diffusion.loss} loss"),
+        ("device", f"{device_text(run.device)}, {run.precision()}"),
+        ("training", f"{train.steps:,} steps of {train.batch_size} images = {epochs:,.1f} epochs, {train.optimizer} lr {train.lr:g}"),
+        ("saved to", f"{run.folder.path}  (checkpoint every {train.save_every:,} steps, "
+                     + (f"grid every {train.sample_every:,})" if train.sample_every else "grid at the end)")),
+    ]  # fmt: skip
+    if run.state.step:
+        rows.append(("resumed", f"from step {run.state.step:,}"))
+    for name, text in rows:
+        console.note(f"[bold cyan]{name:<10}[/] {escape(text)}")
+    for line in run.dataset.report.warnings(size=run.dataset.size, channels=channels, fit=config.data.fit):
+        console.warn(line)
+
+
+def _train(run: Run) -> int:
+    """Consume the run's events: bar, notes, and a clean stop."""
+    from ddpmctl.cli.stopping import StopFlag
+    from ddpmctl.errors import Exit
+    from ddpmctl.runfile import to_yaml
+    from ddpmctl.training import PreviewStep, Saved, TrainStep
+
+    train, folder = run.config.train, run.folder
+    folder.create()
+    folder.write_text(folder.run_file, to_yaml(run.config))
+    folder.write_bad_images(run.dataset.report.bad)
+    folder.rewind(run.state.step)
+    if run.state.step >= train.steps:
+        console.note(f"nothing to do: the run has its {train.steps:,} steps; ask for more with --steps")
+        return 0
+    meter = Meter(train.batch_size)
+    with StopFlag() as stop, console.bar("training", train.steps, run.state.step) as bar:
+        for event in run.train():
+            if isinstance(event, TrainStep):
+                bar.describe("training")
+                bar.update(event.step, meter.text(event.loss, event.lr))
+            elif isinstance(event, PreviewStep):
+                bar.describe(f"sampling {event.done}/{event.total}")
+                meter.pause()
+            elif isinstance(event, Saved) and event.path.suffix == ".png":
+                bar.note(f"step {run.state.step:,}: {event.path}")
+            if stop.name and not run.saved():
+                run.save()
+            if stop.name:
+                break
+    again = shlex.join(["ddpmctl", "train", "--resume", str(folder.path)])
+    if stop.name and run.state.step < train.steps:
+        console.note(f"stopped at step {run.state.step:,} by {stop.name}, saved. Go on with:  {again}")
+        return Exit.STOPPED
+    console.note(f"[green]done[/]: {folder.path}, checkpoint {folder.checkpoint_file(train.steps).name}. Sample with:")
+    console.note("  " + shlex.join(["ddpmctl", "sample", str(folder.path), "-n", "64", "-o", f"{folder.path.name}.png"]))
+    return 0
+
+
+class Meter:
+    """Smoothed loss and images a second, without waiting for the device more than needed."""
+
+    def __init__(self, batch_size: int) -> None:
+        import time
+
+        self.batch_size, self._now = batch_size, time.monotonic
+        self._loss: Any = None
+        self._seconds: float | None = None
+        self._last = self._now()
+
+    def pause(self) -> None:
+        """Time until the next step is not training time."""
+        self._last = self._now()
+
+    def text(self, loss: Any, lr: float) -> str:
+        """The numbers after a step."""
+        now = self._now()
+        took, self._last = now - self._last, now
+        self._seconds = took if self._seconds is None else self._seconds + 0.05 * (took - self._seconds)
+        self._loss = loss.clone() if self._loss is None else self._loss.lerp(loss, 0.02)
+        return f"loss {float(self._loss):.4f}  lr {lr:.1e}  {self.batch_size / max(self._seconds, 1e-9):.0f} img/s"
+
+
+def _dry_run(run: Run) -> None:
+    """One step, one sample of two steps; report memory and expected time."""
+    import time
+
+    from ddpmctl.describe import memory_text, time_text
+    from ddpmctl.training import train_steps
+
+    train, remaining = run.config.train, run.config.train.steps - run.state.step
+    marks = [time.monotonic()]
+    for done in train_steps(run.state, run.denoiser, run.batches, run.config):
+        loss = float(done.loss)
+        marks.append(time.monotonic())
+        if len(marks) > 2 and marks[-1] - marks[1] > 2:
+            break
+    # The first step also warms up: it counts only when there is no other.
+    seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[1] - marks[0]
+    steps = min(2, run.config.diffusion.timesteps)
+    started = time.monotonic()
+    for _ in run.sample_average(train.samples, steps):
+        pass
+    grid_seconds = (time.monotonic() - started) / steps * min(train.sample_steps, run.config.diffusion.timesteps)
+    grids = 1 + (remaining // train.sample_every if train.sample_every else 0)
+    console.note(f"one step: loss {loss:.4f}, {seconds:.3f} s; one grid of {train.samples}: {time_text(grid_seconds)}")
+    console.note(f"memory: {memory_text(run.device)}")
+    console.note(f"expected: {time_text(seconds * remaining)} for {remaining:,} steps"
+                 f" + {time_text(grid_seconds * grids)} for {grids} grids. Nothing was written.")  # fmt: skip

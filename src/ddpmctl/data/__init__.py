@@ -1,0 +1,4 @@
+"""Images from a folder or ``.zip`` to batches: scan -> decode -> report -> dataset -> batches.
+
+Only ``dataset`` and ``batches`` import torch, so that data can be inspected without it.
+"""

@@ -1,0 +1,72 @@
+"""Batches as a pure function of (seed, step): the order of the data needs no state to resume."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ddpmctl.core.noise import derived_generator
+from ddpmctl.data.dataset import ImageDataset
+
+
+class Batch(NamedTuple):
+    """``x0``: float32 (B, C, H, W) in [-1, 1]. ``label``: int64 (B,), None for unconditional data."""
+
+    x0: torch.Tensor
+    label: torch.Tensor | None
+
+
+class Batches:
+    """The batches of a run, by step.
+
+    The samples of a run are numbered: number k = (step - 1) * batch_size + j lies in epoch k // N at place
+    k % N of that epoch's permutation, which follows from (seed, epoch). So every image comes once an epoch, a
+    batch may cross the border of epochs, and N may be smaller than the batch. With ``hflip`` each sample is
+    mirrored left to right with probability 1/2, by (seed, step).
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, hflip: bool = False) -> None:
+        if batch_size < 1 or len(dataset) < 1:
+            raise ValueError("batches need images and a positive batch size")
+        self.dataset, self.batch_size, self.seed, self.hflip = dataset, batch_size, seed, hflip
+        self._orders: dict[int, torch.Tensor] = {}
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of ``step``, which counts from 1. Raises ``ValueError`` below."""
+        chosen = self.indices(step)
+        pixels = self.dataset.images[chosen]
+        if self.hflip:
+            mirrored = self.flips(step)
+            pixels[mirrored] = pixels[mirrored].flip(-1)
+        x0 = pixels.to(torch.float32).div_(127.5).sub_(1)
+        return Batch(x0, None if self.dataset.labels is None else self.dataset.labels[chosen])
+
+    __getitem__ = __call__
+
+    def indices(self, step: int) -> torch.Tensor:
+        """Which images make up the batch of ``step``: int64 (B,)."""
+        if step < 1:
+            raise ValueError(f"steps count from 1, not {step}")
+        number, end = (step - 1) * self.batch_size, step * self.batch_size
+        parts = []
+        while number < end:
+            epoch, place = divmod(number, len(self.dataset))
+            parts.append(self._order(epoch)[place : place + end - number])
+            number += len(parts[-1])
+        return torch.cat(parts)
+
+    def flips(self, step: int) -> torch.Tensor:
+        """Which samples of the batch of ``step`` are mirrored when ``hflip`` is on: bool (B,)."""
+        return torch.rand(self.batch_size, generator=derived_generator(self.seed, "flip", step)) < 0.5
+
+    def epoch_of(self, step: int) -> float:
+        """How many times the data has been gone through when ``step`` is done."""
+        return step * self.batch_size / len(self.dataset)
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        """The permutation of one epoch; the latest is kept, for the next steps need it again."""
+        if epoch not in self._orders:
+            generator = derived_generator(self.seed, "order", epoch)
+            self._orders = {epoch: torch.randperm(len(self.dataset), generator=generator)}
+        return self._orders[epoch]

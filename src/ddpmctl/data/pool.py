@@ -1,0 +1,42 @@
+"""Work on many files in threads, in order and with bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def worker_count(workers: int | Literal["auto"]) -> int:
+    """Threads to use; auto: one for each core that this process may use."""
+    if workers != "auto":
+        return workers
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int | Literal["auto"]
+) -> Generator[Result, None, None]:
+    """Yield ``function(item)`` in the order of ``items``; only a few are under way or waiting at any time.
+
+    Raises what ``function`` raises. Close it (``contextlib.closing``) when leaving early.
+    """
+    count = worker_count(workers)
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 8 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

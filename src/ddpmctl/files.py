@@ -1,0 +1,44 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ddpmctl.errors import OutputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new binary file that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+
+    Missing folders are made. It is written beside ``path``, so that the change of name is one step.
+    Raises ``OSError``; wrap it in :func:`output_errors`.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(0, "a folder or device of that name is in the way")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".ddpmctl-{secrets.token_hex(6)}.tmp"
+    file = temporary.open("xb")
+    try:
+        with file:
+            yield file
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with writing inside the block into an :class:`OutputError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise OutputError(
+            f"{path}: cannot be written: {reason}", "free space, mend the folder's rights, or write elsewhere"
+        ) from error

@@ -1,0 +1,250 @@
+"""What a checkpoint, a run, a run file, a data set or a picture is, as plain dicts: for the screen and for ``--json``."""
+
+from __future__ import annotations
+
+import shlex
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpmctl.config import RunConfig
+from ddpmctl.describe import count_text
+from ddpmctl.errors import CheckpointError, ConfigError, DdpmctlError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Facts = dict[str, Any]
+"""Headings to facts; a fact is a scalar, a list, or a dict of scalars."""
+
+
+def kind_of(path: Path) -> str:
+    """``run``, ``data``, ``picture``, ``run file`` or ``checkpoint``; raises :class:`ConfigError` when there is nothing."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data or a PNG of ddpmctl")
+    if path.is_dir():
+        return "run" if (path / "run.yaml").is_file() else "data"
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "run file"
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", "mend its rights") from error
+    if head.startswith(b"\x89PNG"):
+        return "picture"
+    if path.suffix.lower() == ".zip" or (zipfile.is_zipfile(path) and not _is_torch_file(path)):
+        return "data"
+    return "checkpoint"
+
+
+def _is_torch_file(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist()[:100])
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return False
+
+
+def inspect_checkpoint(path: Path) -> Facts:
+    """What a checkpoint holds."""
+    from ddpmctl import checkpoint
+    from ddpmctl.build import build_ema, build_net
+    from ddpmctl.sampling import config_of
+
+    content = checkpoint.load(path)
+    config = config_of(content, path)
+    channels, height, width = content["image_shape"]
+    classes = list(content["class_names"])
+    step, images = int(content["step"]), int(content["data"]["images"])
+    net = _on_meta(lambda: build_net(config, channels, len(classes)))
+    ema = build_ema(config, net)
+    ema.steps = int(content["ema"]["steps"])
+    return {
+        "what": {"kind": "checkpoint", "path": str(path), "digest": content["digest"], "written by": f"ddpmctl {content['version']}",
+                 "size": f"{path.stat().st_size / 2**20:.1f} MiB"},
+        "training": _progress(config, step, images),
+        "images": {"shape (C, H, W)": [channels, height, width], "trained on": images, "classes": classes or "none"},
+        "ema": {"decay": config.train.ema_decay, "warm-up": config.train.ema_warmup, "steps": ema.steps,
+                "decay now": round(ema.decay_now(), 6)},
+        **_network(config, net, (channels, height, width)),
+        "config": config.to_dict(),
+    }  # fmt: skip
+
+
+def inspect_run(path: Path) -> Facts:
+    """What a run folder holds: progress, newest numbers and checkpoint."""
+    from ddpmctl.runfolder import RunFolder
+
+    folder = RunFolder(path)
+    config = _run_file_config(folder.run_file)
+    rows, files = folder.read_metrics(), folder.checkpoint_files()
+    facts: Facts = {
+        "what": {"kind": "run folder", "path": str(path)},
+        "progress": {
+            "steps": f"{int(rows[-1]['step']) if rows else 0:,} of {config.train.steps:,}",
+            "last metrics": ", ".join(f"{key} {value}" for key, value in rows[-1].items()) if rows else "none yet",
+            "checkpoints": [file.name for file in files] or "none yet",
+            "sample grids": len(list(folder.samples.glob("*.png"))),
+        },
+    }
+    if not files:
+        return {**facts, "config": config.to_dict()}
+    found = folder.newest_good(lambda text: facts["progress"].update({"damaged": text}))
+    if found is None:
+        raise CheckpointError(f"{path}: none of its checkpoints can be read", "start the run again with --overwrite")
+    newest = inspect_checkpoint(found[0])
+    newest["newest checkpoint"] = newest.pop("what")
+    return {**facts, "newest checkpoint": newest.pop("newest checkpoint"), **newest}
+
+
+def inspect_run_file(path: Path) -> Facts:
+    """What a run file asks for. A size or channels left open are taken as 64x64 and RGB."""
+    from ddpmctl.build import build_net
+    from ddpmctl.runfile import check_size
+
+    config = _run_file_config(path)
+    data = config.data
+    size = (64, 64) if data.size == "auto" else data.size
+    channels = 3 if data.channels == "auto" else data.channels
+    check_size(config, size)
+    net = _on_meta(lambda: build_net(config, channels, 0))
+    assumed = [f"data.{key}" for key in ("size", "channels") if getattr(data, key) == "auto"]
+    what = {"kind": "run file", "path": str(path)}
+    if assumed:
+        what["assumed"] = f"{channels} channels, {size[0]}x{size[1]}, where {' and '.join(assumed)} is auto"
+    return {"what": what, **_network(config, net, (channels, *size)), "config": config.to_dict()}
+
+
+def inspect_data(path: Path, progress: Callable[[int, int], None] | None = None) -> Facts:
+    """What a folder or zip of images holds; every image is decoded, so that what would be refused is known."""
+    from ddpmctl.data.report import survey
+    from ddpmctl.data.scan import find_images
+
+    report = survey(find_images(path), full=True, progress=progress)
+    facts = report.to_dict()
+    bad = facts.pop("bad")
+    groups = {key: facts.pop(key) for key in ("sizes", "modes", "formats", "classes")}
+    return {
+        "what": {"kind": "data", "path": str(path)},
+        "images": facts,
+        **{key: groups[key] for key in groups if groups[key]},
+        "refused": {item["name"]: item["reason"] for item in bad} or "none",
+        "notes": report.warnings() or "none",
+    }
+
+
+def inspect_picture(path: Path) -> Facts:
+    """How a PNG was made, and the command that makes it again. Raises :class:`ConfigError` when it is not ours."""
+    from ddpmctl.images import read_provenance
+
+    made_with = read_provenance(path)
+    if made_with is None:
+        raise ConfigError(f"{path}: not made by ddpmctl", "give a PNG that sample, train or noise-demo wrote, or the data folder")
+    facts: Facts = {"what": {"kind": "picture", "path": str(path)}, "made with": made_with}
+    command = command_of(made_with, path.name)
+    if command:
+        facts["command"] = command
+    return facts
+
+
+_FLAGS = {
+    "sample": ("sampler", "steps", "eta", "variance", "class", "seed", "weights", "precision", "columns", "scale"),
+    "noise-demo": ("schedule", "timesteps", "levels", "size", "seed", "ckpt"),
+}
+
+
+def command_of(made_with: Facts, out: str) -> str | None:
+    """The command line that makes a picture again; None for a kind that no single command makes."""
+    kind = made_with.get("kind")
+    if kind == "sample":
+        words = ["ddpmctl", "sample", made_with.get("path"), "-n", made_with.get("n"), "-o", out]
+    elif kind == "noise-demo":
+        words = ["ddpmctl", "noise-demo", made_with.get("image"), "-o", out]
+    else:
+        return None
+    for name in _FLAGS[kind]:
+        value = made_with.get(name)
+        flag = "--at" if name == "levels" else f"--{name}"
+        if isinstance(value, list) and name == "levels":
+            words += [flag, ",".join(str(v) for v in value)]
+        elif isinstance(value, list):
+            words += [word for v in value for word in (flag, v)]
+        elif value is not None:
+            words += [flag, value]
+    if made_with.get("clip") is False:
+        words.append("--no-clip")
+    return shlex.join(str(word) for word in words)
+
+
+def _run_file_config(path: Path) -> RunConfig:
+    from ddpmctl.runfile import read_run_file, resolve
+
+    return resolve(read_run_file(path))
+
+
+def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network without memory: for counting."""
+    import torch
+
+    with torch.device("meta"):
+        return make()
+
+
+def _progress(config: RunConfig, step: int, images: int) -> Facts:
+    seen = step * config.train.batch_size
+    return {"step": f"{step:,} of {config.train.steps:,}", "images seen": f"{seen:,}", "epochs": round(seen / images, 2)}
+
+
+def _network(config: RunConfig, net: nn.Module, shape: tuple[int, int, int]) -> Facts:
+    """Parameters by block, FLOPs, and the schedule with its terminal signal-to-noise ratio."""
+    from ddpmctl.core.schedule import NoiseSchedule
+
+    blocks: Counter[str] = Counter()
+    for name, parameter in net.named_parameters():
+        parts = name.split(".")
+        blocks[".".join(parts[:2]) if parts[0] in ("down", "middle", "up") else parts[0]] += parameter.numel()
+    schedule = NoiseSchedule.named(config.diffusion.schedule, config.diffusion.timesteps)
+    flops = _flops(net, shape)
+    batch = config.train.batch_size
+    return {
+        "parameters": {"total": sum(blocks.values()), **blocks},
+        "cost": {"one image, forward": f"{count_text(flops)}FLOP",
+                 f"one training step, batch {batch}": f"{count_text(3 * flops * batch)}FLOP (backward counted as twice forward)"},
+        "schedule": {"name": config.diffusion.schedule, "timesteps": schedule.timesteps,
+                     "abar_T": float(f"{float(schedule.alpha_bar[-1]):.4g}"),
+                     "terminal SNR": f"{float(schedule.snr_db()[-1]):.2f} dB",
+                     "SNR at T/2": f"{float(schedule.snr_db()[schedule.timesteps // 2]):.2f} dB"},
+    }  # fmt: skip
+
+
+def _flops(net: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of one forward pass over one image, two a multiply-add."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    label = torch.zeros(1, dtype=torch.long, device="meta") if getattr(net, "num_classes", None) else None
+    with counter, torch.no_grad():
+        net.eval()(torch.zeros(1, *shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta"), label)
+    return int(counter.get_total_flops())
+
+
+INSPECTORS: dict[str, Callable[..., Facts]] = {
+    "checkpoint": inspect_checkpoint,
+    "run": inspect_run,
+    "run file": inspect_run_file,
+    "data": inspect_data,
+    "picture": inspect_picture,
+}
+
+
+def inspect_path(path: Path, progress: Callable[[int, int], None] | None = None) -> Facts:
+    """All there is to say about ``path``. Raises the :class:`DdpmctlError` of its kind."""
+    kind = kind_of(path)
+    try:
+        return inspect_data(path, progress) if kind == "data" else INSPECTORS[kind](path)
+    except OSError as error:
+        raise DdpmctlError(f"{path}: cannot be read: {error.strerror}", "mend its rights") from error

@@ -1,0 +1,162 @@
+"""Where samples go: a grid, a file each, an animation, or an array, by the ending of the path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpmctl.errors import ConfigError, OutputError
+from ddpmctl.images import grid, read_provenance, save_gif, save_png, to_pil
+from ddpmctl.npz import NpzWriter
+
+GIF_FRAMES = 60
+
+
+class Job(NamedTuple):
+    """What is about to be made: ``n`` images of ``shape`` (C, H, W) in ``steps`` steps each, and how."""
+
+    path: Path
+    n: int
+    shape: tuple[int, int, int]
+    steps: int
+    made_with: dict[str, Any]
+    columns: int | None = None
+    scale: int | None = None
+
+
+class Sink:
+    """Takes finished images, and states on the way where it ``wants_states``; complete when its block ends well."""
+
+    wants_states = False
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.pictures = torch.zeros(self.kept(job), dtype=torch.uint8)
+
+    def kept(self, job: Job) -> tuple[int, ...]:
+        """Shape of what is held in memory until the end."""
+        return (0,)
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.finish()
+
+    def add_images(self, images: range, pixels: Tensor) -> None:
+        """Finished images ``images``, uint8 (B, C, H, W)."""
+
+    def add_state(self, images: range, left: int, pixels: Tensor) -> None:
+        """The same images with ``left`` steps to go."""
+
+    def finish(self) -> None:
+        """Write what is still to be written."""
+
+
+class GridSink(Sink):
+    """One PNG with all images."""
+
+    def kept(self, job: Job) -> tuple[int, ...]:
+        return (job.n, *job.shape)
+
+    def add_images(self, images: range, pixels: Tensor) -> None:
+        self.pictures[images.start : images.stop] = pixels.cpu()
+
+    def finish(self) -> None:
+        job = self.job
+        save_png(job.path, grid(self.pictures, columns=job.columns, scale=job.scale or 1), job.made_with)
+
+
+class GifSink(Sink):
+    """The grid on its way from noise to images, at most :data:`GIF_FRAMES` steps of it."""
+
+    wants_states = True
+
+    def kept(self, job: Job) -> tuple[int, ...]:
+        count = min(job.steps, GIF_FRAMES)
+        self.frame_of = {job.steps - round(i * job.steps / count): i for i in range(count + 1)}
+        return (count + 1, job.n, *job.shape)
+
+    def add_state(self, images: range, left: int, pixels: Tensor) -> None:
+        if left in self.frame_of:
+            self.pictures[self.frame_of[left], images.start : images.stop] = pixels.cpu()
+
+    def finish(self) -> None:
+        job = self.job
+        frames = [grid(state, columns=job.columns, scale=job.scale) for state in self.pictures]
+        save_gif(job.path, frames, fps=15, hold_last=2.5, provenance=job.made_with)
+
+
+class NpzSink(Sink):
+    """uint8 (N, H, W, C) under the key ``images``; memory does not grow with N."""
+
+    def __enter__(self) -> Sink:
+        channels, height, width = self.job.shape
+        self.writer = NpzWriter(self.job.path, self.job.n, (height, width, channels))
+        self.writer.__enter__()
+        return self
+
+    def add_images(self, images: range, pixels: Tensor) -> None:
+        self.writer.write(pixels)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.writer.__exit__(kind, error, trace)
+
+
+class FolderSink(Sink):
+    """A PNG for each image, named by its number; written as they are finished."""
+
+    def __enter__(self) -> Sink:
+        for file in _numbered(self.job.path):
+            file.unlink()
+        return self
+
+    def add_images(self, images: range, pixels: Tensor) -> None:
+        for i, image in zip(images, pixels, strict=True):
+            save_png(self.job.path / f"{i:05d}.png", to_pil(image), {**self.job.made_with, "image": i})
+
+
+SINKS: dict[str, type[Sink]] = {
+    ".png": GridSink,
+    ".gif": GifSink,
+    ".npz": NpzSink,
+    "": FolderSink,
+}
+
+
+def choose_output(out: Path | None, *, overwrite: bool) -> tuple[Path, type[Sink]]:
+    """Path and kind of the output; without one, the first free ``samples-K.png``.
+
+    Raises :class:`ConfigError` for an unknown ending, :class:`OutputError` for a place that is taken.
+    """
+    if out is None:
+        out = next(p for i in range(10**9) if not (p := Path(f"samples-{i}.png")).exists())
+    kind = SINKS.get("" if out.is_dir() else out.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"-o {out}: unknown ending '{out.suffix}'", "use .png, .gif, .npz, or a folder's name")
+    if out.is_dir() and kind is FolderSink:
+        if any(out.iterdir()) and not overwrite:
+            raise OutputError(f"{out}: exists and is not empty", "choose another name, or add --overwrite")
+        return out, kind
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: exists", "choose another name, or add --overwrite")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise OutputError(f"{out}: {parent} is no folder", "choose another place")
+    return out, kind
+
+
+def _numbered(folder: Path) -> Iterable[Path]:
+    """Images of an earlier sample in ``folder``; raises :class:`OutputError` for a numbered picture that is not ours."""
+    found = [file for file in folder.glob("*.png") if re.fullmatch(r"\d{5,}", file.stem)] if folder.is_dir() else []
+    for file in found:
+        if read_provenance(file) is None:
+            raise OutputError(f"{file}: not made by ddpmctl, so not replaced", "choose another folder")
+    return found

@@ -1,0 +1,148 @@
+"""A run folder: where a run keeps its settings, numbers, pictures and checkpoints.
+
+::
+
+    runs/NAME/run.yaml              the resolved configuration
+    runs/NAME/metrics.csv           one row every log_every steps
+    runs/NAME/loss.png              the loss curve (with the plot extra)
+    runs/NAME/bad-images.csv        images that could not be read, if any
+    runs/NAME/samples/step-*.png    grids from the same noise
+    runs/NAME/checkpoints/step-*.pt the newest ones
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpmctl import checkpoint
+from ddpmctl.errors import CheckpointError, OutputError
+
+COLUMNS = ("step", "epoch", "loss", "grad_norm", "lr", "skipped", "images_per_s")
+_OURS = ("run.yaml", "metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints")
+
+
+class RunFolder:
+    """Paths of one run, and what is done to them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run_file = path / "run.yaml"
+        self.metrics_file = path / "metrics.csv"
+        self.loss_file = path / "loss.png"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+
+    def exists(self) -> bool:
+        """Whether there is anything under this name."""
+        return self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
+
+    def is_run(self) -> bool:
+        """Whether ddpmctl made it."""
+        return self.run_file.is_file()
+
+    def create(self) -> None:
+        """Make the folder; raises :class:`OutputError` when that is not possible."""
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be made: {error.strerror}", "give another --out") from error
+
+    def clear(self) -> None:
+        """Remove what a run keeps here, and nothing else. Raises :class:`OutputError` when it is no run folder."""
+        if not self.is_run():
+            raise OutputError(f"{self.path}: exists and is no run folder of ddpmctl", "give another --out")
+        for name in _OURS:
+            item = self.path / name
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            else:
+                item.unlink(missing_ok=True)
+
+    def write_text(self, file: Path, text: str) -> None:
+        """Replace a text file in one step."""
+        temporary = file.with_name(f".{file.name}.tmp")
+        try:
+            temporary.write_text(text, "utf-8")
+            os.replace(temporary, file)
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written: {error.strerror}", "free space or mend the folder") from error
+
+    def checkpoint_file(self, step: int) -> Path:
+        """Where the checkpoint of ``step`` goes."""
+        return self.checkpoints / f"step-{step:08d}.pt"
+
+    def sample_file(self, step: int) -> Path:
+        """Where the sample grid of ``step`` goes."""
+        return self.samples / f"step-{step:08d}.png"
+
+    def checkpoint_files(self) -> list[Path]:
+        """Checkpoints, newest first."""
+        return sorted(self.checkpoints.glob("step-*.pt"), key=_step_of, reverse=True)
+
+    def newest_good(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that reads back whole; damaged ones are passed over with a word. None: there is none."""
+        for file in self.checkpoint_files():
+            try:
+                return file, checkpoint.load(file)
+            except CheckpointError as error:
+                warn(f"{error.problem}: trying the one before")
+        return None
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest ``keep`` checkpoints."""
+        for file in self.checkpoint_files()[keep:]:
+            file.unlink(missing_ok=True)
+
+    def append_metrics(self, row: Mapping[str, object]) -> None:
+        """Add a row to ``metrics.csv``, with the header when it is new."""
+        new = not self.metrics_file.exists()
+        with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """All whole rows of ``metrics.csv``."""
+        if not self.metrics_file.exists():
+            return []
+        with self.metrics_file.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if row["step"].isdigit() and None not in row.values()]
+
+    def rewind(self, step: int) -> None:
+        """Forget rows and pictures past ``step``: a resumed run makes them again."""
+        rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
+        if self.metrics_file.exists():
+            lines = [",".join(COLUMNS), *(",".join(row[c] for c in COLUMNS) for row in rows)]
+            self.write_text(self.metrics_file, "\r\n".join(lines) + "\r\n")
+        for picture in self.samples.glob("step-*.png"):
+            if _step_of(picture) > step:
+                picture.unlink()
+
+    def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
+        """List images that were left out, with the reason."""
+        if bad:
+            with (self.path / "bad-images.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("file", "reason"), *bad])
+
+
+def _step_of(file: Path) -> int:
+    match = re.fullmatch(r"step-(\d+)", file.stem)
+    return int(match[1]) if match else -1
+
+
+def checkpoint_in(path: Path) -> Path:
+    """The checkpoint that ``path`` means: itself, or the newest of a run folder. Raises :class:`CheckpointError`."""
+    if not path.is_dir():
+        return path
+    files = RunFolder(path).checkpoint_files()
+    if not files:
+        raise CheckpointError(f"{path}: a folder without checkpoints", "give a run folder that has trained, or a .pt file")
+    return files[0]

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpmctl.core.denoiser import Denoiser
+from ddpmctl.core.prediction import PREDICTIONS
+from ddpmctl.core.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule.named("linear", 1000)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.x, self.t_index, self.label = None, None, None
+
+    def __call__(self, x: Tensor, t_index: Tensor, label: Tensor | None) -> Tensor:
+        self.x, self.t_index, self.label = x, t_index, label
+        return torch.full_like(x, 0.25)
+
+
+def images(count: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, 2, 4, 4, generator=torch.Generator().manual_seed(5), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("t", "index"),
+    [
+        (1, [0, 0, 0]),
+        (1000, [999] * 3),
+        (torch.tensor(7), [6] * 3),
+        (torch.tensor([1, 500, 1000]), [0, 499, 999]),
+    ],
+)
+def test_network_is_fed_t_minus_one(t, index):
+    net = Recorder()
+    Denoiser(net, SCHEDULE)(images(), t)
+    assert net.t_index.tolist() == index
+    assert not net.t_index.is_floating_point()
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_number_and_tensor_of_t_agree(prediction, clip):
+    denoiser = Denoiser(Recorder(), SCHEDULE, prediction, clip=clip)
+    for one, many in zip(denoiser(images(), 321), denoiser(images(), torch.full((3,), 321)), strict=True):
+        assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_each_image_has_its_own_t(prediction):
+    denoiser, x, t = Denoiser(Recorder(), SCHEDULE, prediction), images(), torch.tensor([1, 400, 1000])
+    together = denoiser(x, t)
+    for i in range(3):
+        for whole, alone in zip(together, denoiser(x[i : i + 1], int(t[i])), strict=True):
+            assert torch.equal(whole[i : i + 1], alone)
+
+
+def test_label_is_passed_on():
+    net, label = Recorder(), torch.tensor([4, 2, 0])
+    denoiser = Denoiser(net, SCHEDULE)
+    denoiser(images(), 5, label)
+    assert net.label is label
+    denoiser(images(), 5)
+    assert net.label is None
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("t", [1, 300, 1000])
+def test_clip_limits_x0_and_eps_agrees(prediction, t):
+    x_t = 3 * images(dtype=torch.float64)
+    raw, _ = Denoiser(Recorder(), SCHEDULE, prediction, clip=False)(x_t, t)
+    x0, eps = Denoiser(Recorder(), SCHEDULE, prediction)(x_t, t)
+    assert torch.equal(x0, raw.clamp(-1, 1))
+    signal, noise = SCHEDULE.at(t, x_t)
+    torch.testing.assert_close(signal * x0 + noise * eps, x_t, rtol=0, atol=1e-12)
+
+
+def test_without_clip_x0_may_leave_the_range():
+    x0, eps = Denoiser(Recorder(), SCHEDULE, clip=False)(3 * images(), 900)
+    assert x0.abs().max() > 1
+    assert torch.equal(eps, torch.full_like(eps, 0.25))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_network_that_gives_the_target_is_understood(prediction):
+    x0, eps = images(dtype=torch.float64).clamp(-1, 1), images(dtype=torch.float64).flip(0)
+    t = torch.tensor([1, 333, 990])
+    denoiser = Denoiser(lambda x, i, y: target, SCHEDULE, prediction)
+    target = denoiser.target(x0, t, eps)
+    found = denoiser(SCHEDULE.q_sample(x0, t, eps), t)
+    torch.testing.assert_close(found, (x0, eps), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_of_x_t_comes_out(dtype):
+    x0, eps = Denoiser(Recorder(), SCHEDULE)(images(dtype=dtype), 10)
+    assert (x0.dtype, eps.dtype) == (dtype, dtype)
+
+
+def test_autocast_computes_in_bfloat16_and_returns_float32():
+    inside = []
+
+    class Conv(nn.Conv2d):
+        def forward(self, x: Tensor, t_index: Tensor, label: Tensor | None) -> Tensor:
+            out = super().forward(x)
+            inside.append(out.dtype)
+            return out
+
+    torch.manual_seed(0)
+    net = Conv(2, 2, 1)
+    rough = Denoiser(net, SCHEDULE, autocast=torch.bfloat16).output(images(), 10)
+    fine = Denoiser(net, SCHEDULE).output(images(), 10)
+    assert inside == [torch.bfloat16, torch.float32]
+    assert rough.dtype == fine.dtype == torch.float32
+    torch.testing.assert_close(rough, fine, rtol=0.05, atol=0.05)
+    assert not torch.equal(rough, fine)
