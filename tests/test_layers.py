@@ -28,9 +28,7 @@ LIGHT = (*TOWER[0], *TOWER[1], *TOWER[-1])
 
 
 def test_layers_name_modules_that_exist():
-    assert [
-        name for name in LAYERS if not (SOURCE / name).is_dir() and not (SOURCE / f"{name}.py").is_file()
-    ] == []
+    assert [name for name in LAYERS if not (SOURCE / name).is_dir() and not (SOURCE / f"{name}.py").is_file()] == []
 
 
 class Import(NamedTuple):
@@ -132,9 +130,7 @@ def reached_on_import(module: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m == "ddpmctl" or m.split(".")[1] in LIGHT])
 def test_help_needs_nothing_heavy(module):
-    heavy = [
-        " -> ".join(way) for name, way in reached_on_import(module).items() if name.split(".")[0] in HEAVY
-    ]
+    heavy = [" -> ".join(way) for name, way in reached_on_import(module).items() if name.split(".")[0] in HEAVY]
     assert heavy == []
 
 

@@ -15,9 +15,7 @@ from ddpmctl.npz import NpzWriter
 
 
 def batch(n: int, channels: int = 3) -> Tensor:
-    return torch.randint(
-        0, 256, (n, channels, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(n)
-    )
+    return torch.randint(0, 256, (n, channels, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -61,9 +59,7 @@ def test_bytes_follow_from_the_images_alone(tmp_path: Path) -> None:
     ("images", "message"),
     [(batch(1, 1), "for an array of"), (batch(1).float(), "for an array of"), (batch(3), "more than the 2")],
 )
-def test_images_that_do_not_fit_are_refused_and_leave_nothing(
-    tmp_path: Path, images: Tensor, message: str
-) -> None:
+def test_images_that_do_not_fit_are_refused_and_leave_nothing(tmp_path: Path, images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message), NpzWriter(tmp_path / "a.npz", 2, (4, 6, 3)) as writer:
         writer.write(images)
     assert not list(tmp_path.iterdir())

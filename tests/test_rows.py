@@ -18,9 +18,7 @@ def used_tables() -> list[tuple[str, str]]:
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and len(node.args) == 2:
-                name = (
-                    node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                )
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 words = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
                 if name in ("_row", "row_names", "choices", "complete") and len(words) == 2:
                     found.add((words[0], words[1]))

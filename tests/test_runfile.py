@@ -127,8 +127,7 @@ def test_file_of_settings(run_file):
         ("device: gpu\n", "run.yaml:1: device: 'gpu' is not a device: auto, cpu, cuda, cuda:N or mps"),
         (
             "diffusion: {schedule: cosin}\n",
-            "run.yaml:1: diffusion.schedule: 'cosin' is not one of linear, cosine, sigmoid;"
-            " did you mean 'cosine'?",
+            "run.yaml:1: diffusion.schedule: 'cosin' is not one of linear, cosine, sigmoid; did you mean 'cosine'?",
         ),
         ("seed: a\ntrain:\n  steps: b\n  lr: c\n", "run.yaml:1: seed: 'a' is not a whole number"),
         (
@@ -204,9 +203,7 @@ def test_dates_and_signs_stay_words(run_file):
 
 
 BIG = "0x" + "f" * 9000
-LAUGHS = "\n".join(
-    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0: &a0 [lol]" for i in range(12)
-)
+LAUGHS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0: &a0 [lol]" for i in range(12))
 HOSTILE = {
     "nothing": "~",
     "billion laughs": LAUGHS,
@@ -386,12 +383,10 @@ def test_config_of_a_checkpoint_comes_back():
 
 
 SPECIAL = [
-    "a: b", "a # b", "#fff", "null", "~", "yes", "no", "007", "1e5", "0x10", "2024-05-01", "1:30",
-    " lead", "trail ", "",
-    "two\nlines", "\n", "tab\tbed", "'quoted'", '"doubly"', "back\\slash", "{flow}", "[list]", "*star",
-    "&and", "!bang",
-    "%percent", "@at", "`tick", "- dash", "? what", "Äpfel 🍎", "\x07bell", "\u2028line", "\udcff", "<<", "=",
-    "very long " * 60, "|", ">", "---", "...",
+    "a: b", "a # b", "#fff", "null", "~", "yes", "no", "007", "1e5", "0x10", "2024-05-01", "1:30", " lead",
+    "trail ", "", "two\nlines", "\n", "tab\tbed", "'quoted'", '"doubly"', "back\\slash", "{flow}", "[list]",
+    "*star", "&and", "!bang", "%percent", "@at", "`tick", "- dash", "? what", "Äpfel 🍎", "\x07bell",
+    "\u2028line", "\udcff", "<<", "=", "very long " * 60, "|", ">", "---", "...",
 ]  # fmt: skip
 
 
@@ -408,9 +403,7 @@ def test_words_of_any_kind_survive_a_run_file(run_file, path, comments):
     [
         RunConfig(),
         settings(data={"size": "auto", "channels": 3, "workers": 2, "hflip": True, "max_bad": 0}),
-        settings(
-            data={"size": (48, 64)}, model={"attention_levels": [], "time_embedding": "none", "norm": "none"}
-        ),
+        settings(data={"size": (48, 64)}, model={"attention_levels": [], "time_embedding": "none", "norm": "none"}),
         settings(train={"lr": 1e-5, "weight_decay": 1e-10, "ema_decay": 0.1 + 0.2}, seed=2**63 - 1),
         settings(model={"channel_mults": [1], "attention_levels": [0], "time_embedding": 64, "padding": 3}),
         settings(
@@ -436,9 +429,7 @@ def advised(error: ConfigError) -> list[tuple[str | None, int | None]]:
     """The sizes, or paddings, that an error about the size advises."""
     sizes = re.search(r"--size ([\dx]+)(?: or ([\dx]+))?", error.advice)
     padding = re.search(r"--set model\.padding=(\d+)", error.advice)
-    ways: list[tuple[str | None, int | None]] = (
-        [(size, None) for size in sizes.groups() if size] if sizes else []
-    )
+    ways: list[tuple[str | None, int | None]] = [(size, None) for size in sizes.groups() if size] if sizes else []
     return [*ways, (None, int(padding[1]))] if padding else ways
 
 
@@ -458,9 +449,7 @@ def test_every_size_and_padding_that_is_advised_fits(levels, padding):
         ways = advised(caught.value)
         assert ways
         for better_size, better_padding in ways:
-            better = settings(
-                model={**model, "padding": padding if better_padding is None else better_padding}
-            )
+            better = settings(model={**model, "padding": padding if better_padding is None else better_padding})
             check_size(better, parse_size(better_size) if better_size else size)
 
 

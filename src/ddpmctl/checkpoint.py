@@ -34,7 +34,7 @@ def digest_of(content: Mapping[str, Any]) -> str:
         if isinstance(value, Tensor):
             flat = value.detach().cpu().contiguous().reshape(-1)
             sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(memoryview(flat.view(torch.uint8).numpy()))
+            sha.update(flat.view(torch.uint8).numpy().data)
         elif isinstance(value, Mapping):
             sha.update(f"dict {len(value)}".encode())
             for key in sorted(value, key=repr):
@@ -74,7 +74,9 @@ def save(path: Path, content: Mapping[str, Any]) -> str:
     except (OSError, RuntimeError, CheckpointError) as error:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be saved: {error}", "free space or mend the folder; earlier ones are kept") from error
+        raise OutputError(
+            f"{path}: cannot be saved: {error}", "free space or mend the folder; earlier ones are kept"
+        ) from error
     return digest
 
 
@@ -107,7 +109,9 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("magic") != MAGIC:
         raise CheckpointError(f"{path}: not a ddpmctl checkpoint", other)
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {content.get('format')} is not {FORMAT}", "use a newer ddpmctl")
+        raise CheckpointError(
+            f"{path}: checkpoint format {content.get('format')} is not {FORMAT}", "use a newer ddpmctl"
+        )
     digest = content.pop("digest", None)
     if digest != digest_of(content) or any(key not in content for key in _NEEDED):
         raise CheckpointError(f"{path}: damaged: its content does not match its digest", "use an earlier checkpoint")

@@ -139,7 +139,7 @@ class DataConfig(Section):
     """The images and how they become tensors."""
 
     path: str | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
-    size: Size = Field(64, description='64, "48x64" (height x width), or auto: the size that all images share')
+    size: Size = Field((64, 64), description='64, "48x64" (height x width), or auto: the size that all images share')
     channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
     fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")
     hflip: bool = Field(False, description="mirror each image left to right with probability 1/2")
@@ -173,8 +173,12 @@ class ModelConfig(Section):
     norm_groups: Positive = Field(32, description="groups of norm: group; divides every level's channels")
     activation: Activation = Field("silu", description="silu | relu | gelu | mish")
     time_embedding: TimeEmbedding = Field("auto", description="width; auto: 4 x base_channels; none: no time input")
-    time_scale: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = Field(1.0, description="multiplies t before embedding")
-    padding: Annotated[Count, Field(le=64)] = Field(0, description="pixels added on each side of the input, cut off again")
+    time_scale: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="multiplies t before embedding"
+    )
+    padding: Annotated[Count, Field(le=64)] = Field(
+        0, description="pixels added on each side of the input, cut off again"
+    )
 
 
 class TrainConfig(Section):

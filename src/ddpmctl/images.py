@@ -117,11 +117,7 @@ def _text_chunk(file: BinaryIO, keyword: bytes) -> bytes | None:
         if len(head) < 8 or kind in (b"IDAT", b"IEND"):
             return None
         end = file.tell() + length + 4
-        if (
-            kind == b"tEXt"
-            and len(keyword) <= length <= _MAX_PROVENANCE
-            and file.read(len(keyword)) == keyword
-        ):
+        if kind == b"tEXt" and len(keyword) <= length <= _MAX_PROVENANCE and file.read(len(keyword)) == keyword:
             return file.read(length - len(keyword))
         file.seek(end)
     return None

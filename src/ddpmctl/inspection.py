@@ -23,7 +23,9 @@ Facts = dict[str, Any]
 def kind_of(path: Path) -> str:
     """``run``, ``data``, ``picture``, ``run file`` or ``checkpoint``; raises :class:`ConfigError` when there is nothing."""
     if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data or a PNG of ddpmctl")
+        raise ConfigError(
+            f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data or a PNG of ddpmctl"
+        )
     if path.is_dir():
         return "run" if (path / "run.yaml").is_file() else "data"
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -142,7 +144,9 @@ def inspect_picture(path: Path) -> Facts:
 
     made_with = read_provenance(path)
     if made_with is None:
-        raise ConfigError(f"{path}: not made by ddpmctl", "give a PNG that sample, train or noise-demo wrote, or the data folder")
+        raise ConfigError(
+            f"{path}: not made by ddpmctl", "give a PNG that sample, train or noise-demo wrote, or the data folder"
+        )
     facts: Facts = {"what": {"kind": "picture", "path": str(path)}, "made with": made_with}
     command = command_of(made_with, path.name)
     if command:
@@ -195,7 +199,11 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
 
 def _progress(config: RunConfig, step: int, images: int) -> Facts:
     seen = step * config.train.batch_size
-    return {"step": f"{step:,} of {config.train.steps:,}", "images seen": f"{seen:,}", "epochs": round(seen / images, 2)}
+    return {
+        "step": f"{step:,} of {config.train.steps:,}",
+        "images seen": f"{seen:,}",
+        "epochs": round(seen / images, 2),
+    }
 
 
 def _network(config: RunConfig, net: nn.Module, shape: tuple[int, int, int]) -> Facts:

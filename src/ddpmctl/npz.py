@@ -41,9 +41,7 @@ class NpzWriter:
         """Append a batch: uint8 (B, C, H, W), on any device. Raises ``ValueError`` when it does not fit."""
         batch = np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
         if batch.dtype != np.uint8 or batch.shape[1:] != self.shape:
-            raise ValueError(
-                f"{batch.dtype} images (H, W, C) = {batch.shape[1:]} for an array of uint8 {self.shape}"
-            )
+            raise ValueError(f"{batch.dtype} images (H, W, C) = {batch.shape[1:]} for an array of uint8 {self.shape}")
         if self.written + len(batch) > self.n:
             raise ValueError(f"more than the {self.n} images that were announced")
         with output_errors(self.path):

@@ -104,9 +104,7 @@ def _figure(size_px: tuple[int, int]) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(size_px[0] / _DPI, size_px[1] / _DPI), dpi=_DPI, layout="constrained", facecolor="white"
-    )
+    figure = Figure(figsize=(size_px[0] / _DPI, size_px[1] / _DPI), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(axis="y", color=_FAINT, lw=0.6)

@@ -131,8 +131,9 @@ def flag_layer(flags: Mapping[str, Any], assignments: Sequence[str] = ()) -> Lay
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except _NOT_YAML as error:
-            raise ConfigError(f"{origins[key]}: the value is not YAML: {_reason(error)}",
-                              "quote it, or write a plain word") from error
+            raise ConfigError(
+                f"{origins[key]}: the value is not YAML: {_reason(error)}", "quote it, or write a plain word"
+            ) from error
         values[key] = None if node is None else _plain(origins[key], node)
     return Layer(values, origins)
 
@@ -213,17 +214,23 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
 
     levels = len(model.channel_mults)
     if any(level >= levels for level in model.attention_levels):
-        raise ConfigError(f"{place('model.attention_levels')}: {model.attention_levels} names a level that is not there",
-                          f"channel_mults gives levels 0 to {levels - 1}")
+        raise ConfigError(
+            f"{place('model.attention_levels')}: {model.attention_levels} names a level that is not there",
+            f"channel_mults gives levels 0 to {levels - 1}",
+        )
     if model.base_channels % 2:
         raise ConfigError(f"{place('model.base_channels')}: {model.base_channels} is odd", "give an even number")
     widths = [model.base_channels * m for m in (1, *model.channel_mults)]
     if model.norm == "group" and any(width % model.norm_groups for width in widths):
-        raise ConfigError(f"{place('model.norm_groups')}: {model.norm_groups} does not divide the channels {widths}",
-                          "set model.norm_groups to a common divisor, such as 8")
+        raise ConfigError(
+            f"{place('model.norm_groups')}: {model.norm_groups} does not divide the channels {widths}",
+            "set model.norm_groups to a common divisor, such as 8",
+        )
     if train.grad_accum > train.batch_size:
-        raise ConfigError(f"{place('train.grad_accum')}: {train.grad_accum} parts of a batch of {train.batch_size}",
-                          "grad_accum is at most batch_size")
+        raise ConfigError(
+            f"{place('train.grad_accum')}: {train.grad_accum} parts of a batch of {train.batch_size}",
+            "grad_accum is at most batch_size",
+        )
 
 
 def check_size(config: RunConfig, size: tuple[int, int]) -> None:
@@ -249,13 +256,18 @@ def check_size(config: RunConfig, size: tuple[int, int]) -> None:
     paddings = [p for p in range(65) if all(fits(side, p) for side in size)]
     ways = [f"--size {' or '.join(sizes)}", *(f"--set model.padding={p}" for p in paddings[:1])]
     padded = f" with padding {pad}" if pad else ""
-    raise ConfigError(f"data.size: {bad[0]} pixels{padded} do not halve evenly {factor.bit_length() - 1} times",
-                      f"use {', or '.join([*ways, 'fewer model.channel_mults'])}")
+    raise ConfigError(
+        f"data.size: {bad[0]} pixels{padded} do not halve evenly {factor.bit_length() - 1} times",
+        f"use {', or '.join([*ways, 'fewer model.channel_mults'])}",
+    )
 
 
 def _sections() -> dict[str, type[Section]]:
-    return {n: f.annotation for n, f in RunConfig.model_fields.items()
-            if isinstance(f.annotation, type) and issubclass(f.annotation, Section)}
+    return {
+        n: f.annotation
+        for n, f in RunConfig.model_fields.items()
+        if isinstance(f.annotation, type) and issubclass(f.annotation, Section)
+    }
 
 
 def to_yaml(config: RunConfig, *, comments: bool = False) -> str:

@@ -46,6 +46,13 @@ class RunFolder:
         """Whether ddpmctl made it."""
         return self.run_file.is_file()
 
+    def check_place(self) -> None:
+        """Raise :class:`OutputError` where the folder cannot be made or written."""
+        place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            reason = "may not be written" if place.is_dir() else "is not a folder"
+            raise OutputError(f"{self.path}: cannot be made: {place} {reason}", "give another --out")
+
     def create(self) -> None:
         """Make the folder; raises :class:`OutputError` when that is not possible."""
         try:
@@ -72,7 +79,9 @@ class RunFolder:
             temporary.write_text(text, "utf-8")
             os.replace(temporary, file)
         except OSError as error:
-            raise OutputError(f"{file}: cannot be written: {error.strerror}", "free space or mend the folder") from error
+            raise OutputError(
+                f"{file}: cannot be written: {error.strerror}", "free space or mend the folder"
+            ) from error
 
     def checkpoint_file(self, step: int) -> Path:
         """Where the checkpoint of ``step`` goes."""
@@ -144,5 +153,7 @@ def checkpoint_in(path: Path) -> Path:
         return path
     files = RunFolder(path).checkpoint_files()
     if not files:
-        raise CheckpointError(f"{path}: a folder without checkpoints", "give a run folder that has trained, or a .pt file")
+        raise CheckpointError(
+            f"{path}: a folder without checkpoints", "give a run folder that has trained, or a .pt file"
+        )
     return files[0]

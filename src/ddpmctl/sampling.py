@@ -95,7 +95,9 @@ def sampler_options(sampler: str, given: dict[str, Any]) -> dict[str, Any]:
     wanted = {name: value for name, value in given.items() if value is not None}
     for name in wanted:
         if name not in taken:
-            raise ConfigError(f"--{name}: the {sampler} sampler has no such option", f"leave --{name} out, or change --sampler")
+            raise ConfigError(
+                f"--{name}: the {sampler} sampler has no such option", f"leave --{name} out, or change --sampler"
+            )
     return wanted
 
 

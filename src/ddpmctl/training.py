@@ -119,7 +119,7 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
             part_loss = denoising_loss(
                 denoiser, x0[part].to(device), t[part], eps[part].to(device), label_part, loss=config.diffusion.loss
             ) * (len(part) / len(x0))  # fmt: skip
-            state.scaler.scale(part_loss).backward()
+            state.scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
 
         state.scaler.unscale_(state.optimizer)
@@ -161,7 +161,9 @@ class Run:
         try:
             self.state.load_state_dict(content)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: does not fit this run", "resume with the settings it was made with") from error
+            raise CheckpointError(
+                f"{path}: does not fit this run", "resume with the settings it was made with"
+            ) from error
         self._window = [(float(a), float(b), bool(c)) for a, b, c in content.get("window", [])]
         self._saved_step = self.state.step
         self._clock = (time.monotonic(), self.state.step)
@@ -247,7 +249,11 @@ class Run:
         assert pictures is not None
         path = self.folder.sample_file(self.state.step)
         columns = classes if 1 < classes <= train.samples else None
-        save_png(path, grid(pictures, columns=columns), {"kind": "preview", "step": self.state.step, "run": self.folder.path.name})
+        save_png(
+            path,
+            grid(pictures, columns=columns),
+            {"kind": "preview", "step": self.state.step, "run": self.folder.path.name},
+        )
         yield Saved(path)
         rows = self.folder.read_metrics()
         if plot.available() and rows:

@@ -1,9 +1,9 @@
 """Samplers against data whose best denoiser is known: Gaussian images, where every step is an affine map.
 
-A sampler with an affine denoiser turns (x_T, z_1, z_2, ...) into an affine function of them. Running it once
-with all of them 0 gives the exact mean of what it makes, running it with a single one of them 1 gives that one's
-weight, and the sum of squared weights is the exact variance: no sampling error, so tolerances are those of
-discretisation.
+A sampler with an affine denoiser turns (x_T, z_1, z_2, ...) into an affine function of them. Running it
+once with all of them 0 gives the exact mean of what it makes, running it with a single one of them 1 gives
+that one's weight, and the sum of squared weights is the exact variance: no sampling error, so tolerances
+are those of discretisation.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.images import flat, to_pil, to_uint8
 from ddpmctl.noise_demo import figure
 from ddpmctl.noise_demo.demo import Demo, Estimator
-from ddpmctl.noise_demo.levels import noised
+from ddpmctl.noise_demo.levels import level, noised
 
 LEVELS = [0, 3, 10]
 
@@ -33,9 +33,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     figure._dejavu.cache_clear()
 
 
-def make(
-    channels: int = 3, height: int = 100, width: int = 200, names: tuple[str, ...] = ("linear", "cosine")
-) -> Demo:
+def make(channels: int = 3, height: int = 100, width: int = 200, names: tuple[str, ...] = ("linear", "cosine")) -> Demo:
     generator = torch.Generator().manual_seed(0)
     picture = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8, generator=generator)
     eps = torch.randn((1, *picture.shape), generator=generator)
@@ -66,6 +64,27 @@ def test_every_frame_is_on_the_page_as_it_is(channels: int) -> None:
             assert found_in(page, to_pil(to_uint8(noised(demo.picture, demo.eps, schedule, t)[0])))
     assert not found_in(page, to_pil(255 - demo.picture if channels < 4 else demo.picture.flip(1)))
     assert page.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_headings_titles_and_labels_belong_to_the_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[figure.Heading], list[figure.Row]]] = []
+
+    def draw(headings: list[figure.Heading], rows: list[figure.Row], *rest: object, **more: object) -> Image.Image:
+        drawn.append((headings, rows))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("ddpmctl.noise_demo.demo.draw", draw)
+    demo = make(1, 8, 8)
+    demo.still(LEVELS)
+    headings, rows = drawn[0]
+    assert [heading.text for heading in headings] == ["t = 0", "t = 3", "t = 10"]
+    assert [row.title for row in rows] == ["linear, T = 10", "cosine, T = 10"]
+    for row, schedule in zip(rows, demo.schedules.values(), strict=True):
+        assert [cell.lines for cell in row.cells] == [level(schedule, t).lines() for t in LEVELS]
+    list(demo.animation([3]))
+    headings, rows = drawn[1]
+    assert [heading.text for heading in headings] == ["linear", "cosine"]
+    assert [cell.lines for cell in rows[0].cells] == [level(s, 3).lines() for s in demo.schedules.values()]
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,7 @@ def test_level_0_is_the_picture_bit_for_bit(channels: int) -> None:
         assert torch.equal(to_uint8(noised(picture, eps, schedule, 0)[0]), picture)
         signal, sigma = schedule.alpha_bar[20].sqrt(), (1 - schedule.alpha_bar[20]).sqrt()
         expected = signal * (picture.double() / 127.5 - 1) + sigma * eps[0].double()
-        torch.testing.assert_close(
-            noised(picture, eps, schedule, 20)[0].double(), expected, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(noised(picture, eps, schedule, 20)[0].double(), expected, atol=1e-5, rtol=0)
 
 
 def test_psnr() -> None:

@@ -33,7 +33,9 @@ def inspect(
         console.result(to_yaml(RunConfig(), comments=True).rstrip())
         return 0
     if what is None:
-        raise ConfigError("nothing to inspect", "name a checkpoint, run folder, run file, data or PNG, or use --defaults")
+        raise ConfigError(
+            "nothing to inspect", "name a checkpoint, run folder, run file, data or PNG, or use --defaults"
+        )
     from ddpmctl.inspection import inspect_path
 
     bar = console.Bar("reading images", 1)

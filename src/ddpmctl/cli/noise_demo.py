@@ -41,9 +41,7 @@ def noise_demo(
     timesteps: Annotated[
         str | None, typer.Option(metavar="COUNT", help="T, the number of noising steps.  [default: 1000]")
     ] = None,
-    at: Annotated[
-        str | None, typer.Option(metavar="T,T,...", help="Noise levels to show, as in 0,50,200.")
-    ] = None,
+    at: Annotated[str | None, typer.Option(metavar="T,T,...", help="Noise levels to show, as in 0,50,200.")] = None,
     frames: Annotated[
         str | None,
         typer.Option(
@@ -120,9 +118,7 @@ def _check_output(output: Path, image: Path, overwrite: bool) -> bool:
 
     kind = output.suffix.lower()
     if kind not in (".png", ".gif"):
-        raise ConfigError(
-            f"--output {output}: neither .png nor .gif", "give -o NAME.png, or -o NAME.gif to animate"
-        )
+        raise ConfigError(f"--output {output}: neither .png nor .gif", "give -o NAME.png, or -o NAME.gif to animate")
     if output.is_dir():
         raise OutputError(f"{output}: a folder", "give another name with -o")
     if output.exists() and image.exists() and output.samefile(image):
@@ -152,9 +148,7 @@ def _levels(at: str | None, frames: str | None, timesteps: int | None, animated:
     return even_levels(last, count)
 
 
-def _with_schedules(
-    picture: Picture, wanted: Sequence[RunConfig], *, own_schedules: bool, own_size: bool
-) -> Demo:
+def _with_schedules(picture: Picture, wanted: Sequence[RunConfig], *, own_schedules: bool, own_size: bool) -> Demo:
     """A demo of named schedules: the wanted ones, or all."""
     from ddpmctl.core.schedule import NoiseSchedule
     from ddpmctl.rows import row_names
@@ -186,9 +180,7 @@ def _with_model(picture: Picture, ckpt: Path, wanted: Sequence[RunConfig], flags
             ("--size", size_text(config.data.size), size_text((height, width))),
         ):
             if flag in flags and asked not in (has, "auto"):
-                raise ConfigError(
-                    f"{flag} {asked}: {model.path} was trained with {has}", f"leave {flag} or --ckpt out"
-                )
+                raise ConfigError(f"{flag} {asked}: {model.path} was trained with {has}", f"leave {flag} or --ckpt out")
     pixels = picture.pixels((height, width), channels, fit=data.fit, background=data.background)
     label = torch.zeros(1, dtype=torch.long, device=model.device) if model.class_names else None
     source = f"{model.path.name}, class {model.class_names[0]}" if model.class_names else model.path.name
@@ -196,9 +188,7 @@ def _with_model(picture: Picture, ckpt: Path, wanted: Sequence[RunConfig], flags
     return _demo(pixels, wanted[0].seed, {diffusion.schedule: model.denoiser.schedule}, estimator)
 
 
-def _demo(
-    pixels: Any, seed: int, schedules: dict[str, NoiseSchedule], estimator: Estimator | None = None
-) -> Demo:
+def _demo(pixels: Any, seed: int, schedules: dict[str, NoiseSchedule], estimator: Estimator | None = None) -> Demo:
     import torch
 
     from ddpmctl.core.noise import derived_generator

@@ -40,6 +40,7 @@ def _quiet(value: bool) -> bool:
 
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print results and errors only.", callback=_quiet, rich_help_panel="General")
+    bool,
+    typer.Option("--quiet", "-q", help="Print results and errors only.", callback=_quiet, rich_help_panel="General"),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="General")]

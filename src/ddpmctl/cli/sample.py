@@ -56,7 +56,13 @@ def sample(
         names = [name for name in known if name]
         if value not in known:
             raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(str(value), names)}", "")
-    for flag, number in (("-n", n), ("--steps", steps), ("--batch-size", batch_size), ("--columns", columns), ("--scale", scale)):
+    for flag, number in (
+        ("-n", n),
+        ("--steps", steps),
+        ("--batch-size", batch_size),
+        ("--columns", columns),
+        ("--scale", scale),
+    ):
         if number is not None and number < 1:
             raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
     if eta is not None and not 0 <= eta <= 1:

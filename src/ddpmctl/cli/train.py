@@ -86,26 +86,31 @@ def _settle(
         raise ConfigError(f"{data}: a run folder, not a folder of images", "add --resume to go on with it")
     if data is not None and not is_run:
         layers.append(Layer({"data.path": str(data)}, {"data.path": "DATA"}))
-    settled = merge(*layers, flags)
-    if out is None and is_run:
-        out = data
+    layers.append(flags)
     if out is None:
-        if settled.data.path is None:
-            raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
-        out = Path("runs") / (Path(settled.data.path).resolve().stem or "run")
+        path = next((layer.values["data.path"] for layer in reversed(layers) if layer.values.get("data.path")), None)
+        out = data if is_run else Path("runs") / (Path(str(path)).resolve().stem or "run") if path else None
+    if out is None:
+        raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
 
-    folder = RunFolder(out)
-    content = None
+    folder, content = RunFolder(out), None
     if resume:
         if not folder.is_run():
-            raise OutputError(f"{out}: nothing to resume, no run.yaml there", "leave --resume out, or name the run with --out")
+            raise OutputError(
+                f"{out}: nothing to resume, no run.yaml there", "leave --resume out, or name the run with --out"
+            )
         content = folder.newest_good(console.warn)
-        saved = config_layer(content[1]["config"], str(content[0])) if content else read_run_file(folder.run_file)
-        settled = merge(saved, *layers, flags)
-    elif folder.exists() and not (overwrite and folder.is_run()):
-        raise OutputError(f"{out}: exists", "add --resume to go on, --overwrite to replace a run, or give another --out")
+        layers.insert(
+            0, config_layer(content[1]["config"], str(content[0])) if content else read_run_file(folder.run_file)
+        )
+    folder.check_place()
+    settled = merge(*layers)
     if settled.data.path is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
+    if not resume and folder.exists() and not (overwrite and folder.is_run()):
+        raise OutputError(
+            f"{out}: exists", "add --resume to go on, --overwrite to replace a run, or give another --out"
+        )
     if settled.data.size != "auto":
         check_size(settled, settled.data.size)
     return folder, settled, content
@@ -221,7 +226,9 @@ def _train(run: Run) -> int:
         console.note(f"stopped at step {run.state.step:,} by {stop.name}, saved. Go on with:  {again}")
         return Exit.STOPPED
     console.note(f"[green]done[/]: {folder.path}, checkpoint {folder.checkpoint_file(train.steps).name}. Sample with:")
-    console.note("  " + shlex.join(["ddpmctl", "sample", str(folder.path), "-n", "64", "-o", f"{folder.path.name}.png"]))
+    console.note(
+        "  " + shlex.join(["ddpmctl", "sample", str(folder.path), "-n", "64", "-o", f"{folder.path.name}.png"])
+    )
     return 0
 
 

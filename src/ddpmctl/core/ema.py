@@ -54,7 +54,8 @@ class EMA:
         self.steps += 1
         if self.steps % self.every:
             return
-        mine, theirs = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        mine: list[torch.Tensor] = list(self.net.parameters())
+        theirs = [p.detach() for p in net.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - self.decay_now())
         for kept, new in zip(self.net.buffers(), net.buffers(), strict=True):
             kept.copy_(new)

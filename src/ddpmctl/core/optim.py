@@ -62,7 +62,9 @@ LR_SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
 """``(step, steps, warmup) -> factor`` of the learning rate for step 1..steps."""
 
 
-def make_optimizer(net: nn.Module, name: str, *, lr: float, betas: tuple[float, float], decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    net: nn.Module, name: str, *, lr: float, betas: tuple[float, float], decay: float
+) -> torch.optim.Optimizer:
     """The optimiser of row ``name`` over the parameters of ``net``; fused kernels where the device has them."""
     fused = {p.device.type for p in net.parameters()} <= {"cpu", "cuda"}
     return OPTIMIZERS[name](net.parameters(), lr=lr, betas=betas, weight_decay=decay, fused=fused)  # type: ignore[call-arg]

@@ -33,14 +33,14 @@ class TimeEmbedding(nn.Module):
     def __init__(self, channels: int, width: int, scale: float, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.scale, self.activation = scale, activation
-        self.half = channels // 2
+        self.half_width = channels // 2
         self.linear_1 = nn.Linear(channels, width)
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, t_index: Tensor) -> Tensor:
         # Angles in float32 even under autocast: index 999 has no exact neighbour in bfloat16.
-        index = torch.arange(self.half, device=t_index.device, dtype=torch.float32)
-        angles = t_index.float()[:, None] * self.scale * torch.exp(-math.log(10_000) / self.half * index)
+        index = torch.arange(self.half_width, device=t_index.device, dtype=torch.float32)
+        angles = t_index.float()[:, None] * self.scale * torch.exp(-math.log(10_000) / self.half_width * index)
         embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
         hidden: Tensor = self.linear_2(self.activation(self.linear_1(embedding.to(self.linear_1.weight.dtype))))
         return self.activation(hidden)

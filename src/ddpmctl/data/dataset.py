@@ -106,9 +106,7 @@ def _decode_all(
     def work(file: ImageFile) -> tuple[Probe, Pixels, bytes] | BadImage:
         try:
             raw = reader.read(file)
-            seen, pixels = examine(
-                raw, size=size, channels=channels, fit=config.fit, background=config.background
-            )
+            seen, pixels = examine(raw, size=size, channels=channels, fit=config.fit, background=config.background)
         except BadImage as bad:
             return bad
         return seen, pixels, hashlib.sha256(raw).digest()

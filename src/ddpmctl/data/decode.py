@@ -141,9 +141,7 @@ def decode(raw: bytes, *, size: tuple[int, int], channels: int, fit: str, backgr
     return examine(raw, size=size, channels=channels, fit=fit, background=background)[1]
 
 
-def examine(
-    raw: bytes, *, size: tuple[int, int], channels: int, fit: str, background: str
-) -> tuple[Probe, Pixels]:
+def examine(raw: bytes, *, size: tuple[int, int], channels: int, fit: str, background: str) -> tuple[Probe, Pixels]:
     """:func:`probe` and :func:`decode` in one reading."""
     height, width = size
     mode, colour, place = _MODES[channels], parse_colour(background), FITS[fit]

@@ -9,9 +9,7 @@ MAX_FILE_BYTES = 256 * 2**20
 
 # Pillow only stubs these, or draws them with another program (EPS would start Ghostscript on a stranger's
 # file), or they hold no picture that anybody trains on.
-_NOT_RASTER = frozenset(
-    {"BUFR", "EPS", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF", "XVTHUMB"}
-)
+_NOT_RASTER = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "MPEG", "SPIDER", "WMF", "XVTHUMB"})
 
 # All plugins are registered here, once: Pillow would do it lazily, from several threads at a time.
 Image.init()

@@ -89,9 +89,7 @@ class DataReport:
             "bad": [{"name": name, "reason": reason} for name, reason in self.bad],
         }
 
-    def warnings(
-        self, *, size: Size | None = None, channels: int | None = None, fit: str = "crop"
-    ) -> list[str]:
+    def warnings(self, *, size: Size | None = None, channels: int | None = None, fit: str = "crop") -> list[str]:
         """What a person should know before training, a line each. Arguments: what the images become."""
 
         def share(count: int, one: str, many: str) -> str:
@@ -183,5 +181,7 @@ def resolve_shape(config: DataConfig, report: DataReport, path: Path) -> tuple[S
 def no_image(report: DataReport, path: Path) -> DataError:
     """The error for data of which nothing can be read."""
     name, reason = report.bad[0]
-    return DataError(f"{path}: none of {report.total} images can be read, the first: {name}: {reason}",
-                     "give images that other programs can open")
+    return DataError(
+        f"{path}: none of {report.total} images can be read, the first: {name}: {reason}",
+        "give images that other programs can open",
+    )

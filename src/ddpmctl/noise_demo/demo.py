@@ -90,13 +90,11 @@ class Demo:
             cells = [self._noised(schedule, t) for schedule in self.schedules.values()]
             if self.estimator:
                 cells.append(self._estimated(self.estimator, next(iter(self.schedules.values())), t))
-            yield draw(
-                headings, [Row("", cells)], self._panel([t], 240), title=f"t = {t} of {self.timesteps}"
-            )
+            yield draw(headings, [Row("", cells)], self._panel([t], 240), title=f"t = {t} of {self.timesteps}")
 
     def _noised(self, schedule: NoiseSchedule, t: int) -> Cell:
         x_t = noised(self.picture, self.eps, schedule, t)
-        return Cell(self._shown(to_uint8(x_t[0])), level(schedule, 1).lines())
+        return Cell(self._shown(to_uint8(x_t[0])), level(schedule, t).lines())
 
     @torch.no_grad()
     def _estimated(self, estimator: Estimator, schedule: NoiseSchedule, t: int) -> Cell:

@@ -47,13 +47,9 @@ Panel = Callable[[int], Image.Image]
 """Makes a picture for the foot of the figure, as wide as it is told in pixels."""
 
 
-def draw(
-    headings: Sequence[Heading], rows: Sequence[Row], panel: Panel | None = None, title: str = ""
-) -> Image.Image:
+def draw(headings: Sequence[Heading], rows: Sequence[Row], panel: Panel | None = None, title: str = "") -> Image.Image:
     """The figure, RGB on white. Its size follows from pictures, headings, titles and the number of lines."""
-    labels = [text_width(_WIDEST)] + [
-        text_width(heading.text) + 44 * bool(heading.colour) for heading in headings
-    ]
+    labels = [text_width(_WIDEST)] + [text_width(heading.text) + 44 * bool(heading.colour) for heading in headings]
     column = max(labels + [cell.image.width for row in rows for cell in row.cells if cell.image])
     titles = max([text_width(row.title, _TITLE) + 24 for row in rows] + [text_width(title, _TITLE)])
     content = len(headings) * (column + GAP) - GAP
@@ -137,9 +133,7 @@ def _spelled(text: str) -> str:
     return text if _dejavu() else text.translate(_PLAIN)
 
 
-def _text(
-    pen: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, anchor: str, fill: str, size: int = _TEXT
-) -> None:
+def _text(pen: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, anchor: str, fill: str, size: int = _TEXT) -> None:
     pen.text(xy, _spelled(text), fill=fill, font=font(size), anchor=anchor)
 
 

@@ -29,9 +29,7 @@ class Picture:
                 raise DataError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB", "give a smaller picture")
             self.raw = path.read_bytes()
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read: {error.strerror}", "give the file of one picture"
-            ) from error
+            raise DataError(f"{path}: cannot be read: {error.strerror}", "give the file of one picture") from error
         with self._faults():
             self.probe = probe(self.raw)
 

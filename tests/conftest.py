@@ -1,0 +1,79 @@
+"""Small real images, a small run file, and one run trained by the real command for all tests that need one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpmctl.cli import main
+
+# Tiny networks: a second thread costs more than it gives.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = """\
+seed: 3
+precision: fp32
+data: {size: 16}
+diffusion: {timesteps: 20}
+model: {base_channels: 8, channel_mults: [1, 2], num_res_blocks: 1, attention_levels: [1], dropout: 0.1, norm_groups: 4}
+train: {steps: 6, batch_size: 4, lr: 1e-3, save_every: 4, sample_every: 4, samples: 4, sample_steps: 4, log_every: 2}
+"""
+
+
+def write_images(folder: Path, count: int = 12, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Path:
+    """``count`` images of random pixels, (height, width) ``size``, half of them in each of two class folders."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+        pixels = random.integers(0, 256, (*size, *channels), dtype=np.uint8)
+        path = folder / ("cats" if i % 2 else "dogs") / f"image {i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels, mode).save(path)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a command writes to a relative path lands in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve 16x16 colour images in two class folders."""
+    return write_images(tmp_path / "my photos")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A run file that trains in a second."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder, six steps long; tests only read it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_images(folder / "photos")
+    (folder / "tiny.yaml").write_text(TINY)
+    command = ["train", str(folder / "photos"), "-c", str(folder / "tiny.yaml"), "--out", str(folder / "run"), "-q"]
+    assert main(command) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def trained_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished conditional run on oblong grey images."""
+    folder = tmp_path_factory.mktemp("classes")
+    write_images(folder / "photos", size=(16, 24), mode="L")
+    (folder / "tiny.yaml").write_text(TINY)
+    command = ["train", str(folder / "photos"), "-c", str(folder / "tiny.yaml"), "--out", str(folder / "run"), "-q",
+               "--size", "16x24", "--set", "data.conditional=true", "--prediction", "v", "--schedule", "cosine"]  # fmt: skip
+    assert main(command) == 0
+    return folder / "run"
