@@ -7,9 +7,7 @@ optimiser. A digest over its content is stored in it and checked when it is read
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from ddpmctl import __version__
 from ddpmctl.errors import CheckpointError, OutputError
+from ddpmctl.files import output_errors, replacing
 
 FORMAT = 1
 MAGIC = "ddpmctl checkpoint"
@@ -59,35 +58,17 @@ def save(path: Path, content: Mapping[str, Any]) -> str:
     """
     body = {"magic": MAGIC, "format": FORMAT, "version": __version__, **content}
     digest = digest_of(body)
-    temporary = ""
+
+    def check(temporary: Path) -> None:
+        if load(temporary)["digest"] != digest:
+            raise OSError(0, "what was written does not read back")
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with output_errors(path), replacing(path, check=check) as file:
             torch.save({**body, "digest": digest}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if load(Path(temporary))["digest"] != digest:
-            raise OSError("what was written does not read back")
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError, CheckpointError) as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be saved: {error}", "free space or mend the folder; earlier ones are kept"
-        ) from error
+    except (RuntimeError, CheckpointError) as error:  # torch wraps some of the errors of a full disk
+        raise OutputError(f"{path}: cannot be saved: {error}", "free space; earlier checkpoints are kept") from error
     return digest
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` last through a power cut, where the system lets folders be opened."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -12,10 +13,11 @@ from ddpmctl.errors import OutputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
-    Missing folders are made. It is written beside ``path``, so that the change of name is one step.
+    Missing folders are made. It is written beside ``path``, so that the change of name is one step. With ``check`` it is
+    also flushed to disk and read back by ``check(temporary)`` before that step, and the step lasts through a power cut.
     Raises ``OSError``; wrap it in :func:`output_errors`.
     """
     if path.exists() and not path.is_file():
@@ -26,7 +28,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with file:
             yield file
+            if check:
+                file.flush()
+                os.fsync(file.fileno())
+        if check:
+            check(temporary)
         temporary.replace(path)
+        if check:
+            _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -42,3 +51,13 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(
             f"{path}: cannot be written: {reason}", "free space, mend the folder's rights, or write elsewhere"
         ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a change of name in ``folder`` last, where the system lets folders be opened."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -22,6 +22,7 @@ from typing import Any
 
 from ddpmctl import checkpoint
 from ddpmctl.errors import CheckpointError, OutputError
+from ddpmctl.files import output_errors, replacing
 
 COLUMNS = ("step", "epoch", "loss", "grad_norm", "lr", "skipped", "images_per_s")
 _OURS = ("run.yaml", "metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints")
@@ -74,14 +75,8 @@ class RunFolder:
 
     def write_text(self, file: Path, text: str) -> None:
         """Replace a text file in one step."""
-        temporary = file.with_name(f".{file.name}.tmp")
-        try:
-            temporary.write_text(text, "utf-8")
-            os.replace(temporary, file)
-        except OSError as error:
-            raise OutputError(
-                f"{file}: cannot be written: {error.strerror}", "free space or mend the folder"
-            ) from error
+        with output_errors(file), replacing(file) as stream:
+            stream.write(text.encode())
 
     def checkpoint_file(self, step: int) -> Path:
         """Where the checkpoint of ``step`` goes."""

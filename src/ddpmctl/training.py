@@ -243,17 +243,14 @@ class Run:
         """Draw the sample grid of this step, always from the same noise, and the loss curve."""
         train, classes = self.config.train, len(self.class_names)
         steps = min(train.sample_steps, self.config.diffusion.timesteps)
-        pictures = None
-        for done, pictures in self.sample_average(train.samples, steps):
+        pictures = torch.empty(0)
+        for done, states in self.sample_average(train.samples, steps):
+            pictures = states
             yield PreviewStep(done, steps)
-        assert pictures is not None
         path = self.folder.sample_file(self.state.step)
         columns = classes if 1 < classes <= train.samples else None
-        save_png(
-            path,
-            grid(pictures, columns=columns),
-            {"kind": "preview", "step": self.state.step, "run": self.folder.path.name},
-        )
+        made_with = {"kind": "preview", "step": self.state.step, "run": self.folder.path.name}
+        save_png(path, grid(pictures, columns=columns), made_with)
         yield Saved(path)
         rows = self.folder.read_metrics()
         if plot.available() and rows:

@@ -164,6 +164,7 @@ def _summary(run: Run) -> None:
     """All that a person would check before walking away."""
     from rich.markup import escape
 
+    from ddpmctl import plot
     from ddpmctl.describe import count_text, data_lines, device_text
 
     config, train = run.config, run.config.train
@@ -189,6 +190,8 @@ def _summary(run: Run) -> None:
         console.note(f"[bold cyan]{name:<10}[/] {escape(text)}")
     for line in run.dataset.report.warnings(size=run.dataset.size, channels=channels, fit=config.data.fit):
         console.warn(line)
+    if not plot.available():
+        console.warn(f"no loss.png: {plot.MISSING} ({plot.REMEDY})")
 
 
 def _train(run: Run) -> int:

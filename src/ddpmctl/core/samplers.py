@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def ddpm(
     """
     alpha_bar = denoiser.schedule.alpha_bar.tolist()
     x_t = x_T
-    for t, s in zip(timesteps, timesteps[1:], strict=False):
+    for t, s in pairwise(timesteps):
         alpha = alpha_bar[t] / alpha_bar[s]
         beta = 1 - alpha
         shrink = (1 - alpha_bar[s]) / (1 - alpha_bar[t])
@@ -79,7 +80,7 @@ def ddim(
     """Implicit sampling. Song et al. 2021, equations 12 and 16; ``eta`` = 0 adds no noise, 1 is ddpm's posterior."""
     alpha_bar = denoiser.schedule.alpha_bar.tolist()
     x_t = x_T
-    for t, s in zip(timesteps, timesteps[1:], strict=False):
+    for t, s in pairwise(timesteps):
         shrink = (1 - alpha_bar[s]) / (1 - alpha_bar[t])
         sigma = eta * math.sqrt(shrink * (1 - alpha_bar[t] / alpha_bar[s]))
         x0, eps = denoiser(x_t, t, label)
