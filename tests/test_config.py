@@ -9,15 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from ddpmctl import config as config_module
-from ddpmctl.config import (
-    RunConfig,
-    Section,
-    known_keys,
-    parse_count,
-    parse_device,
-    parse_size,
-    size_text,
-)
+from ddpmctl.config import RunConfig, Section, known_keys
+from ddpmctl.parsing import parse_count, parse_device, parse_size, size_text
 from ddpmctl.rows import row_names
 
 TABLES = {

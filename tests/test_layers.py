@@ -13,7 +13,7 @@ import ddpmctl
 
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
-    ("__init__", "errors", "rows", "files"),
+    ("__init__", "errors", "rows", "files", "parsing"),
     ("config", "runfile", "resume"),
     ("core",),
     ("images", "plot", "npz", "data", "checkpoint", "runfolder"),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ddpmctl.config import RunConfig, known_keys, parse_size
+from ddpmctl.config import RunConfig, known_keys
 from ddpmctl.errors import ConfigError, Exit
+from ddpmctl.parsing import parse_size
 from ddpmctl.runfile import Layer, check_size, config_layer, flag_layer, read_run_file, resolve, to_yaml
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -28,20 +31,38 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast, None for float32. ``auto``: bfloat16 where the hardware computes in it."""
+    """The dtype of autocast, None for float32. ``auto``: bfloat16 where the hardware is faster in it."""
     if name == "auto":
-        return torch.bfloat16 if _computes_in_bf16(device) else None
+        return torch.bfloat16 if _bf16_pays(device) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def _computes_in_bf16(device: torch.device) -> bool:
+@cache
+def _bf16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        # Older releases cannot tell: they get float32, which is right everywhere.
-        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
+    if device.type != "cpu":
+        return False
+    # Older releases cannot tell: they get float32, which is right everywhere.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("amx_bf16"):
+        return True
+    # Having AVX-512 BF16 is not enough: processors differ from half to twice the speed of float32. The gap is
+    # wide and the best of several trials is taken, so that the answer does not hang on what else is running.
+    return bool(capabilities.get("avx512_bf16")) and _product_seconds(torch.float32) > 1.3 * _product_seconds(
+        torch.bfloat16
+    )
+
+
+def _product_seconds(dtype: torch.dtype, size: int = 512, trials: int = 20) -> float:
+    """Shortest time of a matrix product, in seconds."""
+    matrix = torch.ones(size, size, dtype=dtype)
+    seconds = []
+    for _ in range(trials):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def precision_name(dtype: torch.dtype | None) -> str:
@@ -54,7 +75,7 @@ def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
     model = config.model
     widths = {"auto": 4 * model.base_channels, "none": None}
     width = model.time_embedding if isinstance(model.time_embedding, int) else widths[model.time_embedding]
-    return UNet(
+    net = UNet(
         channels,
         base_channels=model.base_channels,
         channel_mults=model.channel_mults,
@@ -69,6 +90,8 @@ def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
         num_classes=num_classes or None,
         padding=model.padding,
     )
+    # Convolutions run about a tenth faster in this layout; the numbers are the same ones.
+    return net.to(memory_format=torch.channels_last)
 
 
 def build_denoiser(config: RunConfig, net: nn.Module, autocast: torch.dtype | None, *, clip: bool = True) -> Denoiser:

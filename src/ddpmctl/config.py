@@ -5,66 +5,13 @@ Nothing here imports torch. Reading, merging and writing run files is in :mod:`d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from ddpmctl.parsing import parse_count, parse_device, parse_size, size_text
 from ddpmctl.rows import nearest, row_names
-
-_COUNT = re.compile(r"(\d[\d_]*\.?\d*(?:e\+?\d{1,3})?)([kmb]?)", re.IGNORECASE)
-_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-
-
-def parse_count(value: object) -> int:
-    """A whole number as people write it: ``100k``, ``1.5M``, ``1_000``, ``1e5``.
-
-    Raises ``ValueError`` for anything else, fractions and negative numbers included.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        if 0 <= value < 2**63:
-            return value
-    elif isinstance(value, float | str):
-        text = repr(value) if isinstance(value, float) else value.strip()
-        if match := _COUNT.fullmatch(text):
-            number = Decimal(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
-            if number < 2**63 and number == int(number):
-                return int(number)
-    raise ValueError(f"{value!r} is not a whole number such as 500, 1_000, 100k, 1.5M or 1e5")
-
-
-def parse_size(value: object) -> Literal["auto"] | tuple[int, int]:
-    """``64``, ``"48x64"`` (height x width), ``[48, 64]`` or ``auto``; raises ``ValueError`` for anything else."""
-    if value == "auto":
-        return "auto"
-    if isinstance(value, int) and not isinstance(value, bool):
-        sides = (value, value)
-    elif isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
-        sides = (value[0], value[1])
-    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip(), re.I)):
-        sides = (int(match[1]), int(match[2] or match[1]))
-    else:
-        raise ValueError(f"{value!r} is not a size such as 64, 48x64 (height x width) or auto")
-    if not all(1 <= side <= 4096 for side in sides):
-        raise ValueError(f"{value!r} is out of range: each side is 1 to 4096 pixels")
-    return sides
-
-
-def size_text(size: Literal["auto"] | tuple[int, int]) -> str | int:
-    """The shortest spelling that :func:`parse_size` reads back: ``64``, ``"48x64"`` or ``"auto"``."""
-    if size == "auto":
-        return "auto"
-    return size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
-
-
-def parse_device(value: object) -> str:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raises ``ValueError`` for anything else."""
-    text = str(value)
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
-        raise ValueError(f"{text!r} is not a device: auto, cpu, cuda, cuda:N or mps")
-    return text
 
 
 def _parse_channels(value: object) -> object:
@@ -108,6 +55,8 @@ def _row(module: str, table: str) -> Callable[[str], str]:
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Positive = Annotated[Count, Field(ge=1)]
+Width = Annotated[Count, Field(ge=1, le=8192)]
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 Size = Annotated[
     Literal["auto"] | tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text, return_type=str | int)
 ]
@@ -138,7 +87,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they become tensors."""
 
-    path: str | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
+    path: Text | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
     size: Size = Field((64, 64), description='64, "48x64" (height x width), or auto: the size that all images share')
     channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
     fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")
@@ -162,15 +111,19 @@ class DiffusionConfig(Section):
 class ModelConfig(Section):
     """The UNet."""
 
-    base_channels: Positive = Field(128, description="channels of the first level")
-    channel_mults: list[Positive] = Field([1, 2, 2, 2], min_length=1, max_length=8, description="width of each level")
-    num_res_blocks: Positive = Field(2, description="residual blocks a level going down (one more going up)")
+    base_channels: Width = Field(128, description="channels of the first level")
+    channel_mults: list[Annotated[Count, Field(ge=1, le=64)]] = Field(
+        [1, 2, 2, 2], min_length=1, max_length=8, description="width of each level"
+    )
+    num_res_blocks: Annotated[Count, Field(ge=1, le=64)] = Field(
+        2, description="residual blocks a level going down (one more going up)"
+    )
     attention_levels: list[Count] = Field(
         [1], description="levels with self-attention, 0 is full size; the middle always has it"
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
     norm: Norm = Field("group", description="group | batch | instance | none")
-    norm_groups: Positive = Field(32, description="groups of norm: group; divides every level's channels")
+    norm_groups: Width = Field(32, description="groups of norm: group; divides every level's channels")
     activation: Activation = Field("silu", description="silu | relu | gelu | mish")
     time_embedding: TimeEmbedding = Field("auto", description="width; auto: 4 x base_channels; none: no time input")
     time_scale: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = Field(
@@ -185,7 +138,9 @@ class TrainConfig(Section):
     """The training loop."""
 
     steps: Positive = Field(100_000, description="optimiser steps; 100k, 1.5M, 1e5")
-    batch_size: Positive = Field(128, description="images a step, whatever grad_accum is")
+    batch_size: Annotated[Count, Field(ge=1, le=1_000_000)] = Field(
+        128, description="images a step, whatever grad_accum is"
+    )
     grad_accum: Positive = Field(1, description="parts a batch is cut into to save memory")
     optimizer: Optimizer = Field("adam", description="adam | adamw")
     lr: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = Field(2e-4, description="learning rate")
@@ -217,7 +172,8 @@ class RunConfig(Section):
 
     device: Device = Field("auto", description="auto | cpu | cuda | cuda:N | mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the hardware computes in it, else fp32"
+        "auto",
+        description="auto | fp32 | bf16 | fp16 (with loss scaling); auto: bf16 where the hardware is faster in it, else fp32",
     )
     seed: Annotated[Count, Field(lt=2**63)] = Field(0, description="everything random follows from it")
     data: DataConfig = Field(default_factory=DataConfig, description="the images")

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ddpmctl.errors import ConfigError, OutputError
-from ddpmctl.images import grid, read_provenance, save_gif, save_png, to_pil
+from ddpmctl.images import enlarged, grid, read_provenance, save_gif, save_png, to_pil
 from ddpmctl.npz import NpzWriter
 
-GIF_FRAMES = 60
+GIF_FRAMES = 40
+GIF_WIDTH = 320
 
 
 class Job(NamedTuple):
@@ -92,7 +93,10 @@ class GifSink(Sink):
 
     def finish(self) -> None:
         job = self.job
-        frames = [grid(state, columns=job.columns, scale=job.scale) for state in self.pictures]
+        frames = [grid(state, columns=job.columns) for state in self.pictures]
+        # Noise does not compress: an animation of a few hundred pixels is a megabyte.
+        scale = job.scale or max(1, GIF_WIDTH // max(frames[0].size))
+        frames = [enlarged(frame, scale) for frame in frames]
         save_gif(job.path, frames, fps=15, hold_last=2.5, provenance=job.made_with)
 
 

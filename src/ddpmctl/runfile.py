@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ddpmctl.config import RunConfig, Section, known_keys, size_text
+from ddpmctl.config import RunConfig, Section, known_keys
 from ddpmctl.errors import ConfigError
+from ddpmctl.parsing import size_text
 from ddpmctl.rows import nearest
 
 _LARGEST = 1 << 20
@@ -244,6 +245,11 @@ def check_size(config: RunConfig, size: tuple[int, int]) -> None:
     def fits(side: int, padding: int = pad) -> bool:
         return (side + 2 * padding) % factor == 0
 
+    if config.model.norm in ("batch", "instance") and all(side + 2 * pad == factor for side in size):
+        raise ConfigError(
+            f"model.norm: {config.model.norm} has nothing to average over where the lowest level is one pixel",
+            "use model.norm=group, a larger --size, or fewer model.channel_mults",
+        )
     bad = [side for side in size if not fits(side)]
     if not bad:
         return

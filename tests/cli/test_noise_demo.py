@@ -210,7 +210,7 @@ def test_help_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None
     text = words(capsys.readouterr().out)
     assert "ddpmctl noise-demo cat.jpg" in text
     for option in (
-        "--output",
+        "--out",
         "--schedule",
         "--timesteps",
         "--at",

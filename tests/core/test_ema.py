@@ -36,9 +36,7 @@ VALUES = [float((7 * i) % 11) for i in range(1, 41)]
 
 @pytest.mark.parametrize("warmup", WARMUPS)
 def test_constant_weights_stay(warmup):
-    assert follow(EMA(Scalar(3.0), 0.99, warmup=warmup, start=2), [3.0] * 20) == pytest.approx(
-        [3.0] * 20, rel=1e-14
-    )
+    assert follow(EMA(Scalar(3.0), 0.99, warmup=warmup, start=2), [3.0] * 20) == pytest.approx([3.0] * 20, rel=1e-14)
 
 
 def test_average_without_warmup():

@@ -45,9 +45,7 @@ class GaussianNet:
         return {"x0": x0, "eps": eps, "v": a * eps - n * x0}[self.prediction]
 
 
-def perfect(
-    schedule: NoiseSchedule, prediction: str = "eps", mean: float = MEAN, std: float = STD
-) -> Denoiser:
+def perfect(schedule: NoiseSchedule, prediction: str = "eps", mean: float = MEAN, std: float = STD) -> Denoiser:
     return Denoiser(GaussianNet(schedule, prediction, mean, std), schedule, prediction, clip=False)
 
 

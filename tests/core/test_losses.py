@@ -41,9 +41,7 @@ def test_loss_is_the_mean_over_the_batch(loss):
     x0, eps = batch()
     denoiser = Denoiser(lambda x, t, y: x / 2, SCHEDULE)
     whole = denoising_loss(denoiser, x0, T, eps, loss=loss)
-    parts = [
-        denoising_loss(denoiser, x0[i : i + 1], T[i : i + 1], eps[i : i + 1], loss=loss) for i in range(3)
-    ]
+    parts = [denoising_loss(denoiser, x0[i : i + 1], T[i : i + 1], eps[i : i + 1], loss=loss) for i in range(3)]
     assert whole.shape == ()
     assert whole.dtype == torch.float32
     assert whole.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-5)

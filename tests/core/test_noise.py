@@ -44,9 +44,7 @@ def test_seeds_suit_a_generator():
 
 
 def test_derived_generator_repeats_itself():
-    a, b, c = (
-        torch.randn(8, generator=derived_generator(*parts)) for parts in ((1, "t"), (1, "t"), (2, "t"))
-    )
+    a, b, c = (torch.randn(8, generator=derived_generator(*parts)) for parts in ((1, "t"), (1, "t"), (2, "t")))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 

@@ -30,9 +30,7 @@ def test_factor_at_known_steps(name, warmup, points):
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULES)
-@pytest.mark.parametrize(
-    ("steps", "warmup"), [(1, 0), (2, 0), (7, 3), (100, 10), (100, 100), (50, 500), (999, 0)]
-)
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 0), (7, 3), (100, 10), (100, 100), (50, 500), (999, 0)])
 def test_factor_stays_within_zero_and_one(name, steps, warmup):
     factors = [LR_SCHEDULES[name](step, steps, warmup) for step in range(1, steps + 1)]
     assert min(factors) > 0

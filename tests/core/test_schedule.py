@@ -30,9 +30,7 @@ def test_almost_nothing_of_the_image_is_left_at_the_end(name, timesteps):
     assert NoiseSchedule.named(name, timesteps).snr_db()[-1] < -43
 
 
-@pytest.mark.parametrize(
-    ("timesteps", "low", "high"), [(1000, 1e-4, 0.02), (500, 2e-4, 0.04), (4000, 2.5e-5, 0.005)]
-)
+@pytest.mark.parametrize(("timesteps", "low", "high"), [(1000, 1e-4, 0.02), (500, 2e-4, 0.04), (4000, 2.5e-5, 0.005)])
 def test_linear_ends_scale_with_T(timesteps, low, high):
     betas = NoiseSchedule.named("linear", timesteps).betas[1:]
     assert (betas[0].item(), betas[-1].item()) == pytest.approx((low, high), rel=1e-12)

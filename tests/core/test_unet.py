@@ -158,9 +158,7 @@ def test_multipliers_need_not_start_with_one(mults):
 )
 def test_attention_stands_on_the_chosen_levels_and_in_the_middle(levels, blocks):
     names = unet(attention_levels=levels).state_dict()
-    assert {name.partition(".attention.")[0] for name in names if ".attention." in name} == blocks | {
-        "middle.0"
-    }
+    assert {name.partition(".attention.")[0] for name in names if ".attention." in name} == blocks | {"middle.0"}
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -235,9 +233,7 @@ def test_attention_is_softmax_of_scaled_products():
     q, k, v = (torch.einsum("oc,bcn->bon", weights, pixels) + attention.qkv.bias[:, None]).split(6, dim=1)
     scores = torch.einsum("bcn,bcm->bnm", q, k) / math.sqrt(6)
     mixed = torch.einsum("bnm,bcm->bcn", scores.exp() / scores.exp().sum(-1, keepdim=True), v)
-    expected = (
-        torch.einsum("oc,bcn->bon", attention.out.weight[:, :, 0, 0], mixed) + attention.out.bias[:, None]
-    )
+    expected = torch.einsum("oc,bcn->bon", attention.out.weight[:, :, 0, 0], mixed) + attention.out.bias[:, None]
     torch.testing.assert_close(attention(x), x + expected.reshape(x.shape), rtol=0, atol=1e-12)
 
 

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet
+from ddpmctl.cli.options import Debug, Quiet, switch
 
 _LONGEST_LIST = 40
 
 
 def inspect(
     what: Annotated[Path | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, or a PNG that ddpmctl made.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    defaults: Annotated[bool, typer.Option("--defaults", help="Print a run file with every key, its default and its meaning.")] = False,
+    as_json: Annotated[bool, switch("--json", "Print JSON.")] = False,
+    defaults: Annotated[bool, switch("--defaults", "Print a run file with every key, its default and its meaning.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:  # fmt: skip

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
 
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
@@ -28,7 +28,7 @@ def noise_demo(
     image: Annotated[Path, typer.Argument(metavar="IMG", help="The picture.", show_default=False)],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FILE", help="A .png, or a .gif that goes from t = 0 to T."),
+        typer.Option("--out", "-o", metavar="FILE", help="A .png, or a .gif that goes from t = 0 to T."),
     ] = Path("noise-demo.png"),
     schedule: Annotated[
         list[str] | None,
@@ -65,7 +65,7 @@ def noise_demo(
             "at each level.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    overwrite: Annotated[bool, switch("--overwrite", "Replace FILE.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
@@ -118,7 +118,7 @@ def _check_output(output: Path, image: Path, overwrite: bool) -> bool:
 
     kind = output.suffix.lower()
     if kind not in (".png", ".gif"):
-        raise ConfigError(f"--output {output}: neither .png nor .gif", "give -o NAME.png, or -o NAME.gif to animate")
+        raise ConfigError(f"--out {output}: neither .png nor .gif", "give -o NAME.png, or -o NAME.gif to animate")
     if output.is_dir():
         raise OutputError(f"{output}: a folder", "give another name with -o")
     if output.exists() and image.exists() and output.samefile(image):
@@ -130,9 +130,9 @@ def _check_output(output: Path, image: Path, overwrite: bool) -> bool:
 
 def _levels(at: str | None, frames: str | None, timesteps: int | None, animated: bool) -> list[int]:
     """The noise levels to show. While T is not known, anything up to the largest T passes."""
-    from ddpmctl.config import parse_count
     from ddpmctl.errors import ConfigError
     from ddpmctl.noise_demo.levels import even_levels, parse_levels
+    from ddpmctl.parsing import parse_count
 
     last = 100_000 if timesteps is None else timesteps
     if at is not None and frames is not None:
@@ -165,9 +165,9 @@ def _with_model(picture: Picture, ckpt: Path, wanted: Sequence[RunConfig], flags
     """A demo of a checkpoint's schedule with its estimates. Raises where one of ``flags`` contradicts it."""
     import torch
 
-    from ddpmctl.config import size_text
     from ddpmctl.errors import ConfigError
     from ddpmctl.noise_demo.demo import Estimator
+    from ddpmctl.parsing import size_text
     from ddpmctl.sampling import load_model
 
     model = load_model(ckpt)

@@ -34,13 +34,15 @@ def reading(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parser
 
 
+def switch(name: str, text: str, panel: str | None = None, **options: Any) -> Any:
+    """An option that is on or off; its help shows no type."""
+    return typer.Option(name, help=text, metavar="", rich_help_panel=panel, **options)
+
+
 def _quiet(value: bool) -> bool:
     console.set_quiet(value)
     return value
 
 
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print results and errors only.", callback=_quiet, rich_help_panel="General"),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="General")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", metavar="", callback=_quiet, rich_help_panel="General")]  # fmt: skip
+Debug = Annotated[bool, switch("--debug", "Show the traceback of an error.", "General")]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading
-from ddpmctl.config import parse_count, parse_device
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
+from ddpmctl.parsing import parse_count, parse_device
 
 if TYPE_CHECKING:
     from ddpmctl.outputs import Job, Sink
@@ -26,7 +26,7 @@ def sample(
     steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps.  [default: ddim 50, ddpm T]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
     eta: Annotated[float | None, typer.Option(metavar="0..1", help="Noise that ddim adds at each step.  [default: 0]", rich_help_panel=_HOW)] = None,
     variance: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "VARIANCES"), help="Noise that ddpm adds.  [default: beta]", autocompletion=complete("core.samplers", "VARIANCES"), rich_help_panel=_HOW)] = None,
-    clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Keep each estimate of the clean image within [-1, 1].", rich_help_panel=_HOW)] = True,
+    clip: Annotated[bool, switch("--clip/--no-clip", "Keep each estimate of the clean image within [-1, 1].", _HOW)] = True,
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME|all", help="Class to draw; all: each in turn.  [default: all]", rich_help_panel=_HOW)] = None,
     seed: Annotated[int, typer.Option(metavar="COUNT", help="Same seed, same images.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once; changes memory, not images.", parser=reading(parse_count))] = 64,
@@ -35,7 +35,7 @@ def sample(
     weights: Annotated[str, typer.Option(metavar="ema|raw", help="Averaged or last weights.", rich_help_panel=_HOW)] = "ema",
     columns: Annotated[int | None, typer.Option(metavar="COUNT", help="Images in a row of the grid.", parser=reading(parse_count))] = None,
     scale: Annotated[int | None, typer.Option(metavar="COUNT", help="Enlarge every pixel of a grid so many times.  [default: 1, .gif as fits]", parser=reading(parse_count))] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, switch("--overwrite", "Replace what is there.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
 
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
@@ -25,22 +25,22 @@ def train(
     data: Annotated[Path | None, typer.Argument(metavar="DATA", help="Folder or .zip of images; with --resume, a run folder.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML run file; flags go before it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder.  [default: runs/NAME of the data]")] = None,
-    steps: Annotated[str | None, typer.Option(metavar="COUNT", help="Training steps: 500, 100k, 1.5M, 1e5.", rich_help_panel=_RUNNING)] = None,
-    batch_size: Annotated[str | None, typer.Option(metavar="COUNT", help="Images a step.", rich_help_panel=_RUNNING)] = None,
-    lr: Annotated[str | None, typer.Option(metavar="NUMBER", help="Learning rate, such as 2e-4.", rich_help_panel=_RUNNING)] = None,
-    size: Annotated[str | None, typer.Option(metavar="SIZE", help="32, 48x64 (height x width), or auto.", rich_help_panel=_DIFFUSION)] = None,
-    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_RUNNING)] = None,
-    precision: Annotated[str | None, typer.Option(metavar="auto|fp32|bf16|fp16", help="What the network computes in.", rich_help_panel=_RUNNING)] = None,
-    timesteps: Annotated[str | None, typer.Option(metavar="COUNT", help="T, the number of noising steps.", rich_help_panel=_DIFFUSION)] = None,
-    schedule: Annotated[str | None, typer.Option(metavar=choices("core.schedule", "SCHEDULES"), help="Noise schedule.", autocompletion=complete("core.schedule", "SCHEDULES"), rich_help_panel=_DIFFUSION)] = None,
-    loss: Annotated[str | None, typer.Option(metavar=choices("core.losses", "LOSSES"), help="Training loss.", autocompletion=complete("core.losses", "LOSSES"), rich_help_panel=_DIFFUSION)] = None,
-    prediction: Annotated[str | None, typer.Option(metavar=choices("core.prediction", "PREDICTIONS"), help="What the network predicts.", autocompletion=complete("core.prediction", "PREDICTIONS"), rich_help_panel=_DIFFUSION)] = None,
-    seed: Annotated[str | None, typer.Option(metavar="COUNT", help="Everything random follows from it.", rich_help_panel=_RUNNING)] = None,
+    steps: Annotated[str | None, typer.Option(metavar="COUNT", help="Training steps: 500, 100k, 1.5M, 1e5.  [default: 100k]", rich_help_panel=_RUNNING)] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="COUNT", help="Images a step.  [default: 128]", rich_help_panel=_RUNNING)] = None,
+    lr: Annotated[str | None, typer.Option(metavar="NUMBER", help="Learning rate, such as 2e-4.  [default: 2e-4]", rich_help_panel=_RUNNING)] = None,
+    size: Annotated[str | None, typer.Option(metavar="SIZE", help="32, 48x64 (height x width), or auto.  [default: 64]", rich_help_panel=_DIFFUSION)] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", rich_help_panel=_RUNNING)] = None,
+    precision: Annotated[str | None, typer.Option(metavar="auto|fp32|bf16|fp16", help="What the network computes in.  [default: auto]", rich_help_panel=_RUNNING)] = None,
+    timesteps: Annotated[str | None, typer.Option(metavar="COUNT", help="T, the number of noising steps.  [default: 1000]", rich_help_panel=_DIFFUSION)] = None,
+    schedule: Annotated[str | None, typer.Option(metavar=choices("core.schedule", "SCHEDULES"), help="Noise schedule.  [default: linear]", autocompletion=complete("core.schedule", "SCHEDULES"), rich_help_panel=_DIFFUSION)] = None,
+    loss: Annotated[str | None, typer.Option(metavar=choices("core.losses", "LOSSES"), help="Training loss.  [default: l2]", autocompletion=complete("core.losses", "LOSSES"), rich_help_panel=_DIFFUSION)] = None,
+    prediction: Annotated[str | None, typer.Option(metavar=choices("core.prediction", "PREDICTIONS"), help="What the network predicts.  [default: eps]", autocompletion=complete("core.prediction", "PREDICTIONS"), rich_help_panel=_DIFFUSION)] = None,
+    seed: Annotated[str | None, typer.Option(metavar="COUNT", help="Everything random follows from it.  [default: 0]", rich_help_panel=_RUNNING)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the run file; repeatable.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run folder stopped.", rich_help_panel=_RUNNING)] = False,
-    force: Annotated[bool, typer.Option("--force", help="Resume though what is learned has changed.", rich_help_panel=_RUNNING)] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.", rich_help_panel=_RUNNING)] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, try a step and a sample, write nothing.", rich_help_panel=_RUNNING)] = False,
+    resume: Annotated[bool, switch("--resume", "Go on where the run folder stopped.", _RUNNING)] = False,
+    force: Annotated[bool, switch("--force", "Resume though what is learned has changed.", _RUNNING)] = False,
+    overwrite: Annotated[bool, switch("--overwrite", "Replace the run folder.", _RUNNING)] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Check all, try a step and a sample, write nothing.", _RUNNING)] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:  # fmt: skip
@@ -118,17 +118,18 @@ def _settle(
 
 def _prepare(config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, *, force: bool) -> Run:
     """Load the images, build the run, and take over the checkpoint."""
-    from ddpmctl.build import resolve_device
+    from ddpmctl.build import precision_name, resolve_device, resolve_precision
     from ddpmctl.errors import ConfigError
     from ddpmctl.resume import check_changes
     from ddpmctl.runfile import check_size
     from ddpmctl.sampling import config_of
     from ddpmctl.training import Run
 
-    resolve_device(config.device)
+    # Pinned, so that a resumed run computes as it began.
+    precision = precision_name(resolve_precision(config.precision, resolve_device(config.device)))
     dataset = _load(config)
     found = {"size": dataset.size, "channels": dataset.channels}
-    config = config.model_copy(update={"data": config.data.model_copy(update=found)})
+    config = config.model_copy(update={"precision": precision, "data": config.data.model_copy(update=found)})
     check_size(config, dataset.size)
     if content is None:
         return Run(config, dataset, folder)

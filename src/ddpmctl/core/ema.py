@@ -10,21 +10,23 @@ import torch
 from torch import nn
 
 
-def _gradual(updates: int, decay: float, start: int) -> float:
-    """min(decay, (1 + n) / (10 + n)): the average spans a fixed share of a short run."""
-    return min(decay, (1 + updates) / (10 + updates))
+def _gradual(ema: EMA) -> float:
+    """min(decay, (1 + n) / (10 + n)) for update n: the average spans a fixed share of a short run."""
+    updates = ema.steps // ema.every
+    return min(ema.decay, (1 + updates) / (10 + updates))
 
 
-def _copy(updates: int, decay: float, start: int) -> float:
-    """A plain copy of the weights for the first ``start`` updates, then the full decay."""
-    return 0.0 if updates <= start else decay
+def _copy(ema: EMA) -> float:
+    """A plain copy of the weights for the first ``start`` steps, then the full decay."""
+    return 0.0 if ema.steps <= ema.start else ema.decay
 
 
-def _none(updates: int, decay: float, start: int) -> float:
-    return decay
+def _none(ema: EMA) -> float:
+    """The full decay from the first step: the random start stays in the average for a long time."""
+    return ema.decay
 
 
-WARMUPS: dict[str, Callable[[int, float, int], float]] = {
+WARMUPS: dict[str, Callable[[EMA], float]] = {
     "gradual": _gradual,
     "copy": _copy,
     "none": _none,
@@ -46,7 +48,7 @@ class EMA:
 
     def decay_now(self) -> float:
         """The decay that the last update used: 0 copies the weights, 1 keeps the average."""
-        return WARMUPS[self.warmup](self.steps, self.decay, self.start)
+        return WARMUPS[self.warmup](self)
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:

@@ -29,6 +29,16 @@ class SampleStep(NamedTuple):
 Noise = Callable[[], Tensor]
 
 
+VARIANCES: dict[str, Callable[[float, float], float]] = {
+    "beta": lambda beta, shrink: beta,
+    "posterior": lambda beta, shrink: beta * shrink,
+}
+"""sigma^2 of ddpm out of beta and (1 - abar_s) / (1 - abar_t): right for data that is pure noise, and one single point.
+
+Ho et al. 2020, section 3.2.
+"""
+
+
 def spaced_timesteps(timesteps: int, steps: int) -> list[int]:
     """``steps`` + 1 levels falling evenly from T to 0, both included; all of them when ``steps`` is T.
 
@@ -51,8 +61,8 @@ def ddpm(
 ) -> Iterator[SampleStep]:
     """Ancestral sampling. Ho et al. 2020, equations 6 and 7 and algorithm 2, for any falling levels t > s.
 
-    With alpha = abar_t / abar_s and beta = 1 - alpha, sigma^2 is beta (``variance="beta"``) or
-    beta (1 - abar_s) / (1 - abar_t) (``"posterior"``); no noise is added on the way to s = 0.
+    alpha = abar_t / abar_s and beta = 1 - alpha; sigma^2 is the row ``variance`` of :data:`VARIANCES`. No noise is added
+    on the way to s = 0.
     """
     alpha_bar = denoiser.schedule.alpha_bar.tolist()
     x_t = x_T
@@ -63,7 +73,7 @@ def ddpm(
         x0, _ = denoiser(x_t, t, label)
         x_t = math.sqrt(alpha_bar[s]) * beta / (1 - alpha_bar[t]) * x0 + math.sqrt(alpha) * shrink * x_t
         if s > 0:
-            x_t = x_t + math.sqrt(beta if variance == "beta" else beta * shrink) * noise()
+            x_t = x_t + math.sqrt(VARIANCES[variance](beta, shrink)) * noise()
         yield SampleStep(s, x_t, x0)
 
 
@@ -94,9 +104,3 @@ SAMPLERS: dict[str, Callable[..., Iterator[SampleStep]]] = {
     "ddpm": ddpm,
     "ddim": ddim,
 }
-
-VARIANCES: dict[str, str] = {
-    "beta": "sigma^2 = beta_t, right when x0 is pure noise",
-    "posterior": "sigma^2 = the posterior variance, right when x0 is one point",
-}
-"""Variance choices of ddpm (Ho et al. 2020, section 3.2)."""

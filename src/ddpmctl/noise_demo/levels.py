@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpmctl.config import parse_count
 from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.errors import ConfigError
 from ddpmctl.images import from_uint8
+from ddpmctl.parsing import parse_count
 
 
 class Level(NamedTuple):

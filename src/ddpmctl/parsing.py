@@ -1,0 +1,59 @@
+"""Words of a run file or a command line as values: counts, sizes and devices, as people write them."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Literal
+
+_COUNT = re.compile(r"(\d[\d_]*\.?\d*(?:e\+?\d{1,3})?)([kmb]?)", re.IGNORECASE)
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_count(value: object) -> int:
+    """A whole number as people write it: ``100k``, ``1.5M``, ``1_000``, ``1e5``.
+
+    Raises ``ValueError`` for anything else, fractions and negative numbers included.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if 0 <= value < 2**63:
+            return value
+    elif isinstance(value, float | str):
+        text = repr(value) if isinstance(value, float) else value.strip()
+        if match := _COUNT.fullmatch(text):
+            number = Decimal(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
+            if number < 2**63 and number == int(number):
+                return int(number)
+    raise ValueError(f"{value!r} is not a whole number such as 500, 1_000, 100k, 1.5M or 1e5")
+
+
+def parse_size(value: object) -> Literal["auto"] | tuple[int, int]:
+    """``64``, ``"48x64"`` (height x width), ``[48, 64]`` or ``auto``; raises ``ValueError`` for anything else."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool):
+        sides = (value, value)
+    elif isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
+        sides = (value[0], value[1])
+    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip(), re.I)):
+        sides = (int(match[1]), int(match[2] or match[1]))
+    else:
+        raise ValueError(f"{value!r} is not a size such as 64, 48x64 (height x width) or auto")
+    if not all(1 <= side <= 4096 for side in sides):
+        raise ValueError(f"{value!r} is out of range: each side is 1 to 4096 pixels")
+    return sides
+
+
+def size_text(size: Literal["auto"] | tuple[int, int]) -> str | int:
+    """The shortest spelling that :func:`parse_size` reads back: ``64``, ``"48x64"`` or ``"auto"``."""
+    if size == "auto":
+        return "auto"
+    return size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def parse_device(value: object) -> str:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raises ``ValueError`` for anything else."""
+    text = str(value)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
+        raise ValueError(f"{text!r} is not a device: auto, cpu, cuda, cuda:N or mps")
+    return text

@@ -1,0 +1,119 @@
+"""``ddpmctl inspect`` on each kind of thing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpmctl import __version__, checkpoint
+from ddpmctl.cli import main
+from ddpmctl.config import RunConfig
+from ddpmctl.errors import Exit
+from ddpmctl.runfile import read_run_file, resolve
+from ddpmctl.sampling import load_model
+
+
+def facts(capsys: pytest.CaptureFixture[str], *command: str) -> dict:
+    capsys.readouterr()
+    assert main(["inspect", *command, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_checkpoint(trained, capsys):
+    path = trained / "checkpoints" / "step-00000006.pt"
+    found = facts(capsys, str(path))
+    content, net = checkpoint.load(path), load_model(path).denoiser.net
+    assert found["what"]["kind"] == "checkpoint" and found["what"]["digest"] == content["digest"]
+    assert found["what"]["written by"] == f"ddpmctl {__version__}"
+    assert found["training"] == {"step": "6 of 6", "images seen": "24", "epochs": 2.0}
+    assert found["images"]["shape (C, H, W)"] == [3, 16, 16]
+    blocks = dict(found["parameters"])
+    total = blocks.pop("total")
+    assert total == sum(blocks.values()) == sum(p.numel() for p in net.parameters())
+    assert found["ema"]["steps"] == 6 and found["ema"]["decay now"] == pytest.approx(7 / 16, abs=1e-6)
+    assert found["schedule"]["timesteps"] == 20
+    assert found["config"]["train"]["batch_size"] == 4
+
+
+def test_flops_are_those_of_a_real_forward_pass(trained, capsys):
+    found = facts(capsys, str(trained / "run.yaml"))
+    net = load_model(trained).denoiser.net
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        net(torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.long), None)
+    number, unit = found["cost"]["one image, forward"].split()
+    assert unit == "MFLOP" and float(number) * 1e6 == pytest.approx(counter.get_total_flops(), rel=5e-3)
+
+
+def test_the_cifar_run_file_has_the_parameters_of_the_paper(capsys):
+    example = Path(__file__).parents[2] / "examples" / "cifar10.yaml"
+    assert facts(capsys, str(example))["parameters"]["total"] == 35_746_307
+
+
+def test_a_run_folder(trained_classes, capsys):
+    found = facts(capsys, str(trained_classes))
+    assert found["what"]["kind"] == "run folder"
+    assert found["progress"]["steps"] == "6 of 6" and found["progress"]["sample grids"] == 2
+    assert found["images"]["classes"] == ["cats", "dogs"]
+    assert found["images"]["shape (C, H, W)"] == [1, 16, 24]
+
+
+def test_a_run_folder_that_has_not_saved_yet(trained, tmp_path, capsys):
+    run = tmp_path / "young"
+    run.mkdir()
+    (run / "run.yaml").write_text((trained / "run.yaml").read_text())
+    assert facts(capsys, str(run))["progress"]["checkpoints"] == "none yet"
+
+
+def test_data_counts_and_says_what_would_be_refused(photos, capsys):
+    (photos / "cats" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    Image.new("L", (40, 30)).save(photos / "dogs" / "grey.BMP")
+    (photos / "notes.txt").write_text("no image")
+    found = facts(capsys, str(photos))
+    assert found["images"]["usable"] == 13 and found["images"]["ignored"] == 1
+    assert found["sizes"] == {"16x16": 12, "30x40": 1}
+    assert found["classes"] == {"cats": 6, "dogs": 7}
+    assert list(found["refused"]) == ["cats/broken.jpg"]
+
+
+def test_a_run_file(tiny, capsys):
+    found = facts(capsys, str(tiny))
+    assert found["what"]["kind"] == "run file" and "channels" in found["what"]["assumed"]
+    assert resolve(read_run_file(tiny)).to_dict() == found["config"] | {"data": found["config"]["data"]}
+
+
+def test_the_screen_shows_the_same_facts(trained, capsys):
+    assert main(["inspect", str(trained)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("run folder", "terminal SNR", "middle.0", "decay now", "batch_size"):
+        assert words in printed, words
+
+
+def test_defaults_are_a_run_file_that_explains_every_key(capsys):
+    assert main(["inspect", "--defaults"]) == 0
+    printed = capsys.readouterr().out
+    Path("defaults.yaml").write_text(printed)
+    assert resolve(read_run_file(Path("defaults.yaml"))) == RunConfig()
+    assert yaml.safe_load(printed)["train"]["ema_decay"] == 0.9999
+    assert all("#" in line for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(("name", "code"), [
+    ("nothing", Exit.CONFIG), ("other.png", Exit.CONFIG), ("text.pt", Exit.CHECKPOINT), ("bad.yaml", Exit.CONFIG),
+    ("empty", Exit.DATA), ("broken.zip", Exit.DATA),
+])  # fmt: skip
+def test_what_cannot_be_inspected_is_a_clear_error(name, code, capsys):
+    Image.new("L", (4, 4)).save("other.png")
+    Path("text.pt").write_text("hello")
+    Path("bad.yaml").write_text("train: [1")
+    Path("empty").mkdir()
+    Path("broken.zip").write_bytes(b"PK\x03\x04 no zip")
+    assert main(["inspect", name]) == code
+    shown = capsys.readouterr().err
+    assert name in shown and "Traceback" not in shown

@@ -1,0 +1,193 @@
+"""``ddpmctl sample`` by its real command line, on a checkpoint that the real ``train`` made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpmctl.cli import main
+from ddpmctl.errors import Exit
+from ddpmctl.images import read_provenance
+
+
+def cells(path: Path, n: int, side: int = 16) -> list[np.ndarray]:
+    """The images of a grid with the default padding."""
+    picture = np.asarray(Image.open(path))
+    columns = (picture.shape[1] - 2) // (side + 2)
+    return [picture[2 + i // columns * (side + 2) :, 2 + i % columns * (side + 2) :][:side, :side] for i in range(n)]
+
+
+def test_all_kinds_of_output_hold_the_same_images(trained):
+    for out in ("grid.png", "folder", "array.npz"):
+        assert main(["sample", str(trained), "-n", "5", "-o", out, "--steps", "4", "-q"]) == 0
+    array = np.load("array.npz")["images"]
+    assert array.shape == (5, 16, 16, 3) and array.dtype == np.uint8
+    files = sorted(Path("folder").iterdir())
+    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(5)]
+    for i, (file, cell) in enumerate(zip(files, cells(Path("grid.png"), 5), strict=True)):
+        assert np.array_equal(np.asarray(Image.open(file)), array[i])
+        assert np.array_equal(cell, array[i])
+
+
+def test_a_gif_goes_from_noise_to_the_image(trained):
+    assert main(["sample", str(trained), "-n", "1", "-o", "way.gif", "--steps", "10", "--scale", "1", "-q"]) == 0
+    assert main(["sample", str(trained), "-n", "1", "-o", "end.png", "--steps", "10", "-q"]) == 0
+    gif, end = Image.open("way.gif"), np.asarray(Image.open("end.png").convert("RGB"), dtype=float)
+    assert gif.n_frames == 11
+    distances = []
+    for i in range(gif.n_frames):
+        gif.seek(i)
+        distances.append(np.abs(np.asarray(gif.convert("RGB"), dtype=float) - end).mean())
+    assert distances[-1] < 12 < distances[0]  # 256 colours cannot be exact
+
+
+@pytest.mark.parametrize("flags", [["--sampler", "ddpm"], ["--sampler", "ddim", "--eta", "0.5", "--steps", "7"]])
+def test_same_seed_same_images_whatever_the_batch_size(trained, flags):
+    arrays = []
+    for i, batch_size in enumerate((1, 2, 5)):
+        command = ["sample", str(trained), "-n", "5", "-o", f"{i}.npz", "--batch-size", str(batch_size), "-q"]
+        assert main([*command, "--precision", "fp32", *flags]) == 0
+        arrays.append(np.load(f"{i}.npz")["images"].astype(int))
+    # Kernels may add in another order: a value on the edge of rounding can move by one.
+    assert all(np.abs(arrays[0] - other).max() <= 1 for other in arrays[1:])
+    assert main(["sample", str(trained), "-n", "5", "-o", "other.npz", "--seed", "1", "-q", *flags]) == 0
+    assert np.abs(np.load("other.npz")["images"].astype(int) - arrays[0]).mean() > 5
+
+
+def test_more_images_keep_the_first_ones(trained):
+    for n in ("2", "6"):
+        assert main(["sample", str(trained), "-n", n, "-o", f"{n}.npz", "--steps", "5", "-q"]) == 0
+    first = np.load("2.npz")["images"].astype(int)
+    assert np.abs(np.load("6.npz")["images"][:2].astype(int) - first).max() <= 1
+
+
+def test_options_change_the_images(trained):
+    def made(*flags: str) -> np.ndarray:
+        assert main(["sample", str(trained), "-n", "2", "-o", "x.npz", "--overwrite", "-q", *flags]) == 0
+        return np.load("x.npz")["images"].astype(int)
+
+    plain = made("--steps", "10")
+    for flags in (["--eta", "1"], ["--no-clip"], ["--weights", "raw"], ["--steps", "5"], ["--sampler", "ddpm"]):
+        steps = [] if "--steps" in flags else ["--steps", "10"]
+        assert not np.array_equal(made(*steps, *flags), plain), flags
+    ddpm = ["--sampler", "ddpm", "--steps", "10"]
+    assert not np.array_equal(made(*ddpm), made(*ddpm, "--variance", "posterior"))
+
+
+def test_a_png_says_how_it_was_made_and_the_command_makes_it_again(trained, capsys):
+    flags = ["-n", "3", "--steps", "6", "--seed", "7", "--eta", "0.25", "--columns", "2", "--scale", "3", "-q"]
+    assert main(["sample", str(trained), "-o", "a.png", *flags]) == 0
+    told = read_provenance(Path("a.png"))
+    assert told is not None
+    assert (told["sampler"], told["steps"], told["seed"], told["n"], told["step"]) == ("ddim", 6, 7, 3, 6)
+    assert main(["inspect", str(trained / "checkpoints" / "step-00000006.pt"), "--json"]) == 0
+    assert told["checkpoint"] == json.loads(capsys.readouterr().out)["what"]["digest"]
+    assert main(["inspect", "a.png", "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)["command"]
+    Path("a.png").rename("before.png")
+    import shlex
+
+    assert main(shlex.split(command)[1:]) == 0
+    assert Path("a.png").read_bytes() == Path("before.png").read_bytes()
+
+
+def test_classes_in_turn_one_class_and_oblong_images(trained_classes):
+    assert main(["sample", str(trained_classes), "-n", "4", "-o", "all.npz", "--steps", "3", "-q"]) == 0
+    assert np.load("all.npz")["images"].shape == (4, 16, 24, 1)
+    for name in ("cats", "dogs"):
+        assert (
+            main(
+                ["sample", str(trained_classes), "-n", "4", "-o", f"{name}.npz", "--steps", "3", "--class", name, "-q"]
+            )
+            == 0
+        )
+    every, cats, dogs = (np.load(f"{name}.npz")["images"].astype(int) for name in ("all", "cats", "dogs"))
+    assert np.abs(every[::2] - cats[::2]).max() <= 1 and np.abs(every[1::2] - dogs[1::2]).max() <= 1
+    assert not np.array_equal(cats, dogs)
+    assert main(["sample", str(trained_classes), "-n", "4", "-o", "all.png", "--steps", "3", "-q"]) == 0
+    assert Image.open("all.png").size == (2 + 2 * 26, 2 + 2 * 18)  # a column a class
+
+
+def test_a_run_folder_means_its_newest_checkpoint(trained):
+    for i, path in enumerate((trained, trained / "checkpoints" / "step-00000006.pt")):
+        assert main(["sample", str(path), "-n", "2", "-o", f"{i}.npz", "--steps", "3", "-q"]) == 0
+    assert Path("0.npz").read_bytes() == Path("1.npz").read_bytes()
+
+
+def test_without_a_name_nothing_is_overwritten(trained):
+    for _ in range(2):
+        assert main(["sample", str(trained), "-n", "1", "--steps", "1", "-q"]) == 0
+    assert sorted(p.name for p in Path().glob("*.png")) == ["samples-0.png", "samples-1.png"]
+
+
+def test_overwriting_a_folder_replaces_our_images_only(trained):
+    command = ["sample", str(trained), "-o", "out", "--steps", "1", "-q"]
+    assert main([*command, "-n", "3"]) == 0
+    Path("out/mine.png").write_bytes(b"x")
+    assert main([*command, "-n", "2"]) == Exit.OUTPUT
+    assert main([*command, "-n", "2", "--overwrite"]) == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["00000.png", "00001.png", "mine.png"]
+    Image.new("RGB", (4, 4)).save("out/00007.png")
+    assert main([*command, "-n", "2", "--overwrite"]) == Exit.OUTPUT
+    assert len(list(Path("out").iterdir())) == 4
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_not_run(capsys):
+    class Evil:
+        def __reduce__(self):
+            return (Path("pwned").touch, ())
+
+    torch.save({"magic": "ddpmctl checkpoint", "x": Evil()}, "evil.pt")
+    assert main(["sample", "evil.pt"]) == Exit.CHECKPOINT
+    assert not Path("pwned").exists()
+
+
+BAD = {
+    "missing checkpoint": (["sample", "none.pt"], Exit.CHECKPOINT, "none.pt"),
+    "a text": (["sample", "text.pt"], Exit.CHECKPOINT, "text.pt"),
+    "another tool's weights": (["sample", "other.pt"], Exit.CHECKPOINT, "not a ddpmctl checkpoint"),
+    "cut off": (["sample", "cut.pt"], Exit.CHECKPOINT, "cut.pt"),
+    "changed": (["sample", "flipped.pt"], Exit.CHECKPOINT, "flipped.pt"),
+    "a folder without checkpoints": (["sample", "."], Exit.CHECKPOINT, "without checkpoints"),
+    "n = 0": (["sample", "RUN", "-n", "0"], Exit.CONFIG, "-n 0"),
+    "n that is none": (["sample", "RUN", "-n", "few"], Exit.CONFIG, "-n"),
+    "zero steps": (["sample", "RUN", "--steps", "0"], Exit.CONFIG, "--steps"),
+    "more steps than T": (["sample", "RUN", "--steps", "21"], Exit.CONFIG, "the model has 20"),
+    "unknown sampler": (["sample", "RUN", "--sampler", "ddin"], Exit.CONFIG, "ddim"),
+    "eta for ddpm": (["sample", "RUN", "--sampler", "ddpm", "--eta", "0.5"], Exit.CONFIG, "--eta"),
+    "eta out of range": (["sample", "RUN", "--eta", "2"], Exit.CONFIG, "--eta"),
+    "class without classes": (["sample", "RUN", "--class", "cats"], Exit.CONFIG, "without classes"),
+    "missing device": (["sample", "RUN", "--device", "cuda:7"], Exit.DEVICE, "cuda:7"),
+    "unknown ending": (["sample", "RUN", "-o", "x.jpeg2"], Exit.CONFIG, ".jpeg2"),
+    "output exists": (["sample", "RUN", "-o", "text.png"], Exit.OUTPUT, "text.png"),
+    "unknown weights": (["sample", "RUN", "--weights", "best"], Exit.CONFIG, "ema"),
+    "a file for a folder": (["sample", "RUN", "-o", "text.pt/x.png"], Exit.OUTPUT, "text.pt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_error_before_any_work(case, trained, capsys):
+    command, code, words = BAD[case]
+    checkpoint = (trained / "checkpoints" / "step-00000006.pt").read_bytes()
+    Path("text.pt").write_text("hello")
+    Path("text.png").write_text("hello")
+    Path("cut.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
+    middle = len(checkpoint) // 2
+    Path("flipped.pt").write_bytes(checkpoint[:middle] + bytes([checkpoint[middle] ^ 8]) + checkpoint[middle + 1 :])
+    torch.save({"weight": torch.zeros(3)}, "other.pt")
+    before = {path: path.read_bytes() for path in Path().rglob("*")}
+    assert main([str(trained) if word == "RUN" else word for word in command]) == code
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "Traceback" not in shown.err and len(shown.err.strip().splitlines()) <= 2
+    assert {path: path.read_bytes() for path in Path().rglob("*")} == before
+
+
+def test_an_unknown_class_names_the_nearest(trained_classes, capsys):
+    assert main(["sample", str(trained_classes), "--class", "cat"]) == Exit.CONFIG
+    assert "did you mean 'cats'" in capsys.readouterr().err
