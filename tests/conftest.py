@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from ddpmctl.cli import main
+from helpers import write_images
 
 # Tiny networks: a second thread costs more than it gives.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,18 +21,6 @@ diffusion: {timesteps: 20}
 model: {base_channels: 8, channel_mults: [1, 2], num_res_blocks: 1, attention_levels: [1], dropout: 0.1, norm_groups: 4}
 train: {steps: 6, batch_size: 4, lr: 1e-3, save_every: 4, sample_every: 4, samples: 4, sample_steps: 4, log_every: 2}
 """
-
-
-def write_images(folder: Path, count: int = 12, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Path:
-    """``count`` images of random pixels, (height, width) ``size``, half of them in each of two class folders."""
-    random = np.random.default_rng(0)
-    for i in range(count):
-        channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
-        pixels = random.integers(0, 256, (*size, *channels), dtype=np.uint8)
-        path = folder / ("cats" if i % 2 else "dogs") / f"image {i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels, mode).save(path)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -202,7 +202,7 @@ def test_values_within_range(key, text, value):
         ("train.weight_decay", True), ("train.lr_warmup", -1), ("train.sample_every", -1),
         ("train.samples", 0), ("train.samples", 1025), ("train.grad_clip", math.inf),
         ("data.hflip", "maybe"), ("data.hflip", 2), ("data.max_bad", 1.1), ("data.workers", 0),
-        ("data.workers", "some"), ("data.on_bad", "ignore"), ("precision", "fp8"), ("data.path", 7),
+        ("data.workers", "some"), ("data.on_bad", "ignore"), ("precision", "fp8"),
     ],
 )  # fmt: skip
 def test_values_out_of_range(key, value):

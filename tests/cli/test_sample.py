@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,6 @@ def test_a_png_says_how_it_was_made_and_the_command_makes_it_again(trained, caps
     assert main(["inspect", "a.png", "--json"]) == 0
     command = json.loads(capsys.readouterr().out)["command"]
     Path("a.png").rename("before.png")
-    import shlex
-
     assert main(shlex.split(command)[1:]) == 0
     assert Path("a.png").read_bytes() == Path("before.png").read_bytes()
 

@@ -15,10 +15,10 @@ import torch
 import yaml
 from PIL import Image
 
-from conftest import write_images
 from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
+from helpers import write_images
 
 
 def rows(run: Path) -> list[dict[str, str]]:

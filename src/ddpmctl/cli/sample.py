@@ -80,7 +80,7 @@ def sample(
     made_with = {
         "kind": "sample", "checkpoint": model.digest, "path": str(ckpt), "step": model.step, "n": n, "seed": seed,
         "sampler": sampler, "steps": steps, **options, "weights": weights, "clip": clip, "precision": model.precision,
-        "class": class_name if labels is not None else None, "columns": columns,
+        "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
     }  # fmt: skip
     if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
         columns = len(model.class_names)
