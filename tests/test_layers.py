@@ -18,7 +18,7 @@ TOWER = [
     ("core",),
     ("images", "plot", "npz", "data", "checkpoint", "runfolder"),
     ("build", "outputs", "describe", "noise_demo"),
-    ("sampling", "training", "inspection"),
+    ("sampling", "training", "run", "inspection"),
     ("cli", "__main__"),
 ]
 LAYERS = {name: layer for layer, names in enumerate(TOWER) for name in names}

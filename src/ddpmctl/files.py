@@ -53,6 +53,16 @@ def output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_place(path: Path) -> None:
+    """Raise :class:`OutputError` where ``path`` cannot be made: its nearest folder is none, or may not be written."""
+    place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if path.exists() and path.is_file():
+        place = path.absolute().parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        reason = "may not be written" if place.is_dir() else "is not a folder"
+        raise OutputError(f"{path}: cannot be made: {place} {reason}", "choose another place")
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a change of name in ``folder`` last, where the system lets folders be opened."""
     if os.name == "posix":

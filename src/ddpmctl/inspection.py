@@ -148,39 +148,36 @@ def inspect_picture(path: Path) -> Facts:
             f"{path}: not made by ddpmctl", "give a PNG that sample, train or noise-demo wrote, or the data folder"
         )
     facts: Facts = {"what": {"kind": "picture", "path": str(path)}, "made with": made_with}
-    command = command_of(made_with, path.name)
+    command = command_of(made_with, path)
     if command:
         facts["command"] = command
     return facts
 
 
-_FLAGS = {
-    "sample": ("sampler", "steps", "eta", "variance", "class", "seed", "weights", "precision", "columns", "scale"),
-    "noise-demo": ("schedule", "timesteps", "levels", "size", "seed", "ckpt"),
-}
+_FLAGS = ("sampler", "steps", "eta", "variance", "class", "seed", "weights", "precision", "columns", "scale")
 
 
-def command_of(made_with: Facts, out: str) -> str | None:
-    """The command line that makes a picture again; None for a kind that no single command makes."""
-    kind = made_with.get("kind")
+def command_of(made_with: Facts, path: Path) -> str | None:
+    """The command line that makes the picture ``path`` again; None for a kind that no single command makes."""
+    kind, out = made_with.get("kind"), path.name
     if kind == "sample":
+        if "image" in made_with:  # one of a folder
+            out = f"{path.absolute().parent.name}/"
         words = ["ddpmctl", "sample", made_with.get("path"), "-n", made_with.get("n"), "-o", out]
+        flags = {name: made_with.get(name) for name in _FLAGS}
+        switches = ["--no-clip"] if made_with.get("clip") is False else []
     elif kind == "noise-demo":
         words = ["ddpmctl", "noise-demo", made_with.get("image"), "-o", out]
+        levels, given = made_with.get("levels"), made_with.get("flags")
+        flags = {"at": ",".join(map(str, levels)) if isinstance(levels, list) else None, "seed": made_with.get("seed")}
+        flags |= given if isinstance(given, dict) else {}
+        switches = []
     else:
         return None
-    for name in _FLAGS[kind]:
-        value = made_with.get(name)
-        flag = "--at" if name == "levels" else f"--{name}"
-        if isinstance(value, list) and name == "levels":
-            words += [flag, ",".join(str(v) for v in value)]
-        elif isinstance(value, list):
-            words += [word for v in value for word in (flag, v)]
-        elif value is not None:
-            words += [flag, value]
-    if made_with.get("clip") is False:
-        words.append("--no-clip")
-    return shlex.join(str(word) for word in words)
+    for name, value in flags.items():
+        for word in value if isinstance(value, list) else [value]:
+            words += [f"--{name}", word] if word is not None else []
+    return shlex.join(str(word) for word in [*words, *switches])
 
 
 def _run_file_config(path: Path) -> RunConfig:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpmctl.errors import ConfigError, OutputError
+from ddpmctl.files import check_place
 from ddpmctl.images import enlarged, grid, read_provenance, save_gif, save_png, to_pil
 from ddpmctl.npz import NpzWriter
 
@@ -82,10 +83,13 @@ class GifSink(Sink):
 
     wants_states = True
 
-    def kept(self, job: Job) -> tuple[int, ...]:
+    def __init__(self, job: Job) -> None:
         count = min(job.steps, GIF_FRAMES)
         self.frame_of = {job.steps - round(i * job.steps / count): i for i in range(count + 1)}
-        return (count + 1, job.n, *job.shape)
+        super().__init__(job)
+
+    def kept(self, job: Job) -> tuple[int, ...]:
+        return (len(self.frame_of), job.n, *job.shape)
 
     def add_state(self, images: range, left: int, pixels: Tensor) -> None:
         if left in self.frame_of:
@@ -122,13 +126,17 @@ class FolderSink(Sink):
     """A PNG for each image, named by its number; written as they are finished."""
 
     def __enter__(self) -> Sink:
-        for file in _numbered(self.job.path):
-            file.unlink()
+        self.stale = {file.name: file for file in _numbered(self.job.path)}
         return self
 
     def add_images(self, images: range, pixels: Tensor) -> None:
         for i, image in zip(images, pixels, strict=True):
             save_png(self.job.path / f"{i:05d}.png", to_pil(image), {**self.job.made_with, "image": i})
+            self.stale.pop(f"{i:05d}.png", None)
+
+    def finish(self) -> None:
+        for file in self.stale.values():
+            file.unlink(missing_ok=True)
 
 
 SINKS: dict[str, type[Sink]] = {
@@ -149,15 +157,11 @@ def choose_output(out: Path | None, *, overwrite: bool) -> tuple[Path, type[Sink
     kind = SINKS.get("" if out.is_dir() else out.suffix.lower())
     if kind is None:
         raise ConfigError(f"-o {out}: unknown ending '{out.suffix}'", "use .png, .gif, .npz, or a folder's name")
-    if out.is_dir() and kind is FolderSink:
-        if any(out.iterdir()) and not overwrite:
-            raise OutputError(f"{out}: exists and is not empty", "choose another name, or add --overwrite")
-        return out, kind
-    if out.exists() and not overwrite:
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OutputError(f"{out}: exists and is not empty", "choose another name, or add --overwrite")
+    if out.exists() and not out.is_dir() and not overwrite:
         raise OutputError(f"{out}: exists", "choose another name, or add --overwrite")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise OutputError(f"{out}: {parent} is no folder", "choose another place")
+    check_place(out)
     return out, kind
 
 

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -47,18 +46,13 @@ class RunFolder:
         """Whether ddpmctl made it."""
         return self.run_file.is_file()
 
-    def check_place(self) -> None:
-        """Raise :class:`OutputError` where the folder cannot be made or written."""
-        place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            reason = "may not be written" if place.is_dir() else "is not a folder"
-            raise OutputError(f"{self.path}: cannot be made: {place} {reason}", "give another --out")
-
     def create(self) -> None:
         """Make the folder; raises :class:`OutputError` when that is not possible."""
         try:
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
+            for left_by_a_crash in self.path.rglob(".ddpmctl-*.tmp"):
+                left_by_a_crash.unlink()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}", "give another --out") from error
 
@@ -66,12 +60,12 @@ class RunFolder:
         """Remove what a run keeps here, and nothing else. Raises :class:`OutputError` when it is no run folder."""
         if not self.is_run():
             raise OutputError(f"{self.path}: exists and is no run folder of ddpmctl", "give another --out")
-        for name in _OURS:
-            item = self.path / name
-            if item.is_dir() and not item.is_symlink():
-                shutil.rmtree(item)
-            else:
-                item.unlink(missing_ok=True)
+        with output_errors(self.path):
+            for item in (self.path / name for name in _OURS):
+                if item.is_dir() and not item.is_symlink():
+                    shutil.rmtree(item)
+                else:
+                    item.unlink(missing_ok=True)
 
     def write_text(self, file: Path, text: str) -> None:
         """Replace a text file in one step."""
@@ -107,7 +101,7 @@ class RunFolder:
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add a row to ``metrics.csv``, with the header when it is new."""
         new = not self.metrics_file.exists()
-        with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
+        with output_errors(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if new:
                 writer.writeheader()
@@ -117,24 +111,32 @@ class RunFolder:
         """All whole rows of ``metrics.csv``."""
         if not self.metrics_file.exists():
             return []
-        with self.metrics_file.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if row["step"].isdigit() and None not in row.values()]
+        with output_errors(self.metrics_file), self.metrics_file.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            return [row for row in rows if tuple(row) == COLUMNS and None not in row.values() and row["step"].isdigit()]
 
     def rewind(self, step: int) -> None:
-        """Forget rows and pictures past ``step``: a resumed run makes them again."""
+        """Forget rows, pictures and checkpoints past ``step``: a resumed run makes them again.
+
+        A checkpoint past the one that is resumed from is a damaged one.
+        """
         rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
         if self.metrics_file.exists():
             lines = [",".join(COLUMNS), *(",".join(row[c] for c in COLUMNS) for row in rows)]
             self.write_text(self.metrics_file, "\r\n".join(lines) + "\r\n")
-        for picture in self.samples.glob("step-*.png"):
-            if _step_of(picture) > step:
-                picture.unlink()
+        with output_errors(self.path):
+            for file in (*self.samples.glob("step-*.png"), *self.checkpoint_files()):
+                if _step_of(file) > step:
+                    file.unlink()
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
-        """List images that were left out, with the reason."""
-        if bad:
-            with (self.path / "bad-images.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("file", "reason"), *bad])
+        """List images that were left out, with the reason; no list where there are none."""
+        path = self.path / "bad-images.csv"
+        with output_errors(path):
+            path.unlink(missing_ok=True)
+            if bad:
+                with path.open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows([("file", "reason"), *bad])
 
 
 def _step_of(file: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,18 @@ def test_piped_output_is_plain_and_a_terminal_may_refuse_colours(photos, tiny):
     assert "\x1b[1;36m" in coloured.stdout
     plain = run("inspect", str(tiny), FORCE_COLOR="1", TERM="xterm-256color", NO_COLOR="1")
     assert "36m" not in plain.stdout
+
+
+def test_ctrl_c_while_sampling_is_one_line_and_leaves_nothing(trained):
+    command = [sys.executable, "-m", "ddpmctl", "sample", str(trained), "-n", "100000", "-o", "many.npz"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "images" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert shown.strip() == "error: interrupted"
+    assert list(Path().glob("*.npz")) + list(Path().glob(".ddpmctl*")) == []
 
 
 def test_debug_shows_the_traceback(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -221,3 +223,19 @@ def test_help_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None
         "--overwrite",
     ):
         assert option in text
+
+
+@pytest.mark.parametrize(
+    "flags", [["--schedule", "cosine", "--size", "16x24", "--timesteps", "50", "--seed", "3"], ["CKPT"]]
+)
+def test_inspect_gives_the_command_that_makes_it_again(flags, trained, capsys):
+    Image.radial_gradient("L").save("a picture.png")
+    flags = ["--ckpt", str(trained)] if flags == ["CKPT"] else flags
+    assert main(["noise-demo", "a picture.png", "-o", "demo.png", "--frames", "3", "-q", *flags]) == 0
+    before = Path("demo.png").read_bytes()
+    capsys.readouterr()
+    assert main(["inspect", "demo.png", "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)["command"]
+    Path("demo.png").unlink()
+    assert main(shlex.split(command)[1:]) == 0
+    assert Image.open("demo.png").tobytes() == Image.open(io.BytesIO(before)).tobytes()

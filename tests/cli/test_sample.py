@@ -52,7 +52,7 @@ def test_same_seed_same_images_whatever_the_batch_size(trained, flags):
     arrays = []
     for i, batch_size in enumerate((1, 2, 5)):
         command = ["sample", str(trained), "-n", "5", "-o", f"{i}.npz", "--batch-size", str(batch_size), "-q"]
-        assert main([*command, "--precision", "fp32", *flags]) == 0
+        assert main([*command, *flags]) == 0
         arrays.append(np.load(f"{i}.npz")["images"].astype(int))
     # Kernels may add in another order: a value on the edge of rounding can move by one.
     assert all(np.abs(arrays[0] - other).max() <= 1 for other in arrays[1:])
@@ -93,6 +93,16 @@ def test_a_png_says_how_it_was_made_and_the_command_makes_it_again(trained, caps
     Path("a.png").rename("before.png")
     assert main(shlex.split(command)[1:]) == 0
     assert Path("a.png").read_bytes() == Path("before.png").read_bytes()
+
+
+def test_a_png_of_a_folder_names_the_command_that_makes_the_folder(trained, capsys):
+    assert main(["sample", str(trained), "-n", "3", "-o", "new", "--steps", "2", "-q"]) == 0
+    before = Path("new/00001.png").read_bytes()
+    assert main(["inspect", "new/00001.png", "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)["command"]
+    Path("new").rename("old")
+    assert main(shlex.split(command)[1:]) == 0
+    assert Path("new/00001.png").read_bytes() == before
 
 
 def test_classes_in_turn_one_class_and_oblong_images(trained_classes):

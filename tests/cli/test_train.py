@@ -95,8 +95,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(photos, tiny, extra):
     assert main([*command, "--out", "whole", "--steps", "8"]) == 0
     # The step at which it stops lies within an epoch (3 steps) and within a row of metrics.
     assert main([*command, "--out", "parts", "--steps", "8", "--set", "train.save_every=5"]) == 0
-    for later in ("step-00000008.pt",):
-        Path("parts/checkpoints", later).unlink()
+    Path("parts/checkpoints/step-00000008.pt").unlink()
     assert main([*command, "--out", "parts", "--steps", "8", "--resume"]) == 0
     whole, parts = state_of(Path("whole"), 8), state_of(Path("parts"), 8)
     for part in ("net", "ema", "optimizer", "step", "window"):
@@ -104,7 +103,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(photos, tiny, extra):
     timeless = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows(Path("parts"))]
     assert timeless == [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows(Path("whole"))]
     for picture in Path("whole/samples").iterdir():
-        assert (Path("parts/samples") / picture.name).read_bytes() != b""
+        other = Path("parts/samples") / picture.name
+        assert Image.open(other).tobytes() == Image.open(picture).tobytes(), picture.name
 
 
 def test_resume_needs_only_the_run_folder_and_goes_on_with_more_steps(photos, tiny, capsys):
@@ -125,6 +125,107 @@ def test_resume_passes_over_a_damaged_checkpoint(photos, tiny, capsys):
     shown = capsys.readouterr()
     assert "step-00000006.pt" in shown.err and "from step 4" in shown.out
     assert state_of(Path("r"), 6)["step"] == 6
+
+
+def test_resume_with_no_readable_checkpoint_is_refused_and_loses_nothing(photos, tiny, capsys):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]) == 0
+    for file in Path("r/checkpoints").iterdir():
+        file.write_bytes(file.read_bytes()[:1000])
+    before = {path: path.stat().st_mtime_ns for path in Path("r").rglob("*")}
+    assert main(["train", "--resume", "r"]) == Exit.CHECKPOINT
+    assert "none of its checkpoints" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path("r").rglob("*")} == before
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(photos, tiny):
+    command = ["-q", "--set", "train.keep=1", "--set", "train.save_every=2", "--set", "train.sample_every=0"]
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q", "--set", "train.save_every=2"]) == 0
+    Path("r/checkpoints/step-00000006.pt").write_bytes(b"damaged")
+    assert main(["train", "--resume", "r", *command, "--steps", "5"]) == 0
+    [only] = Path("r/checkpoints").iterdir()
+    assert checkpoint.load(only)["step"] == 5
+
+
+def test_settings_of_the_optimiser_that_change_on_resume_hold(photos, tiny):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q", "--steps", "2"]) == 0
+    changed = ["--set", "train.weight_decay=0.5", "--set", "train.beta1=0.5", "--steps", "3"]
+    assert main(["train", "--resume", "r", "-q", *changed]) == 0
+    [group] = state_of(Path("r"), 3)["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5 and group["betas"][0] == 0.5
+
+
+def test_a_grid_that_a_stop_cut_short_is_drawn_on_resume(photos, tiny, capsys):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]) == 0
+    last = Path("r/samples/step-00000006.png")
+    before = Image.open(last).tobytes()
+    last.unlink()
+    assert main(["train", "--resume", "r"]) == 0
+    assert Image.open(last).tobytes() == before
+    assert "nothing to do" not in capsys.readouterr().out
+
+
+def test_nothing_to_do_writes_nothing(photos, tiny, capsys):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("r").rglob("*")}
+    for extra in (["--steps", "3"], ["--dry-run"]):
+        assert main(["train", "--resume", "r", *extra]) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("r").rglob("*")} == before
+
+
+def test_names_with_brackets_are_names(photos, tiny, capsys):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "run[red][/b]", "--steps", "1"]) == 0
+    assert "ddpmctl sample 'run[red][/b]'" in capsys.readouterr().out
+
+
+def test_an_unwritable_metrics_file_is_a_clear_error(photos, tiny, capsys):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q", "--steps", "1"]) == 0
+    Path("r/metrics.csv").unlink()
+    Path("r/metrics.csv").mkdir()
+    assert main(["train", "--resume", "r", "--steps", "4"]) == Exit.OUTPUT
+    assert "metrics.csv" in capsys.readouterr().err
+
+
+def test_out_of_memory_has_its_code(photos, tiny, capsys, monkeypatch):
+    def no_room(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr("ddpmctl.training.denoising_loss", no_room)
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r"]) == Exit.DEVICE
+    shown = capsys.readouterr().err
+    assert "20 GiB" in shown and "--batch-size" in shown
+
+
+def test_fp16_scales_the_loss_skips_steps_and_resumes(photos, tiny):
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--precision", "fp16", "--set", "train.log_every=1"]
+    assert main([*command, "--out", "whole", "--steps", "6"]) == 0
+    assert main([*command, "--out", "parts", "--steps", "6", "--set", "train.save_every=3"]) == 0
+    Path("parts/checkpoints/step-00000006.pt").unlink()
+    assert main(["train", "--resume", "parts", "-q"]) == 0
+    whole, parts = state_of(Path("whole"), 6), state_of(Path("parts"), 6)
+    assert whole["scaler"]["scale"] > 1
+    for part in ("net", "ema", "optimizer", "scaler"):
+        assert_same(whole[part], parts[part], part)
+
+
+def test_a_step_whose_gradients_are_not_finite_changes_nothing(photos, tiny, monkeypatch):
+    from ddpmctl import training
+
+    plain = training.denoising_loss
+    calls = iter(range(1, 100))
+
+    def spoilt(*args: object, **kwargs: object) -> torch.Tensor:
+        return plain(*args, **kwargs) * (float("nan") if next(calls) == 2 else 1)
+
+    monkeypatch.setattr(training, "denoising_loss", spoilt)
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--out", "r", "--set", "train.save_every=1",
+               "--set", "train.keep=9", "--set", "train.log_every=1", "--steps", "3"]  # fmt: skip
+    assert main(command) == 0
+    first, second, third = (state_of(Path("r"), step) for step in (1, 2, 3))
+    assert_same(first["net"], second["net"])
+    assert_same(first["ema"], second["ema"])
+    assert not torch.equal(third["net"]["conv_out.weight"], first["net"]["conv_out.weight"])
+    assert [row["skipped"] for row in rows(Path("r"))] == ["0", "1", "0"]
 
 
 @pytest.mark.parametrize("flags", [

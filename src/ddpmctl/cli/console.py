@@ -8,13 +8,16 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 PLAIN_SECONDS = 10.0
 """Where output is no terminal, a progress line at most this often."""
+
+NARROW = 80
+"""Columns of a terminal below which a progress line has no bar."""
 
 
 class _State:
@@ -36,10 +39,16 @@ def heading(text: str) -> None:
     out.print(f"[bold cyan]{escape(text)}[/]")
 
 
-def note(text: str) -> None:
-    """A line of Rich markup that keeps the user informed."""
+def note(text: str, style: str = "") -> None:
+    """A line that keeps the user informed."""
     if not _State.quiet:
-        out.print(text)
+        out.print(text, markup=False, style=style)
+
+
+def field(name: str, text: str) -> None:
+    """A named line of a summary."""
+    if not _State.quiet:
+        out.print(f"[bold cyan]{name:<10}[/] {escape(text)}")
 
 
 def warn(text: str) -> None:
@@ -62,17 +71,17 @@ class Bar:
         self.what, self.total, self.done = what, total, done
         self.live = out.is_terminal and not _State.quiet
         self._last = time.monotonic()
-        self._progress = Progress(
+        columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[info]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
-            console=out,
-            disable=not self.live,
-            expand=True,
-        )
+        ]
+        if out.width < NARROW:  # the numbers matter more than the bar
+            columns = [columns[0], *columns[2:4], columns[5]]
+        self._progress = Progress(*columns, console=out, disable=not self.live, expand=out.width >= NARROW)
         self._task = self._progress.add_task(escape(what), total=total, completed=done, info="")
 
     def start(self) -> None:

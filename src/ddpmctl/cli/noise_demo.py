@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
@@ -98,17 +97,18 @@ def noise_demo(
         console.warn(f"drawn without the curve of the signal-to-noise ratio: {plot.MISSING} ({plot.REMEDY})")
     told = {
         "kind": "noise-demo",
-        "image": image.name,
+        "image": str(image),
         "seed": wanted[0].seed,
         **demo.facts(),
         "levels": levels,
+        "flags": {"schedule": schedule, "timesteps": timesteps, "size": size, "ckpt": str(ckpt) if ckpt else None},
     }
     if animated:
         fps = min(25.0, max(1.0, len(levels) / _GIF_SECONDS))
         save_gif(output, list(demo.animation(levels)), fps=fps, provenance=told)
     else:
         save_png(output, demo.still(levels), told)
-    console.note(f"saved [bold]{escape(str(output))}[/]")
+    console.note(f"saved: {output}")
     return 0
 
 

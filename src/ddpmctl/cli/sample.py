@@ -31,7 +31,7 @@ def sample(
     seed: Annotated[int, typer.Option(metavar="COUNT", help="Same seed, same images.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once; changes memory, not images.", parser=reading(parse_count))] = 64,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="What the network computes in.")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="What the network computes in; less than fp32 is faster on some devices, but then images depend a little on their batch.")] = "fp32",
     weights: Annotated[str, typer.Option(metavar="ema|raw", help="Averaged or last weights.", rich_help_panel=_HOW)] = "ema",
     columns: Annotated[int | None, typer.Option(metavar="COUNT", help="Images in a row of the grid.", parser=reading(parse_count))] = None,
     scale: Annotated[int | None, typer.Option(metavar="COUNT", help="Enlarge every pixel of a grid so many times.  [default: 1, .gif as fits]", parser=reading(parse_count))] = None,
@@ -51,7 +51,7 @@ def sample(
         ("--sampler", sampler, row_names("core.samplers", "SAMPLERS")),
         ("--variance", variance, (None, *row_names("core.samplers", "VARIANCES"))),
         ("--weights", weights, ("ema", "raw")),
-        ("--precision", precision, ("auto", "fp32", "bf16", "fp16")),
+        ("--precision", precision, ("fp32", "bf16", "fp16")),
     ):
         names = [name for name in known if name]
         if value not in known:
@@ -78,7 +78,7 @@ def sample(
         raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
     labels = _labels(model, class_name, n)
     made_with = {
-        "kind": "sample", "checkpoint": model.digest, "path": str(ckpt), "step": model.step, "n": n, "seed": seed,
+        "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, "n": n, "seed": seed,
         "sampler": sampler, "steps": steps, **options, "weights": weights, "clip": clip, "precision": model.precision,
         "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
     }  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +16,9 @@ from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
     from ddpmctl.data.dataset import ImageDataset
+    from ddpmctl.run import Run
     from ddpmctl.runfile import Layer
     from ddpmctl.runfolder import RunFolder
-    from ddpmctl.training import Run
 
 _DIFFUSION, _RUNNING = "What is learned", "The run"
 
@@ -75,7 +77,8 @@ def _settle(
     data: Path | None, config: Path | None, out: Path | None, flags: Layer, *, resume: bool, overwrite: bool
 ) -> tuple[RunFolder, RunConfig, tuple[Path, dict[str, Any]] | None]:
     """Which folder, which settings, and which checkpoint to go on from. Reads, but writes nothing."""
-    from ddpmctl.errors import ConfigError, OutputError
+    from ddpmctl.errors import CheckpointError, ConfigError, OutputError
+    from ddpmctl.files import check_place
     from ddpmctl.runfile import Layer, check_size, config_layer, read_run_file
     from ddpmctl.runfile import resolve as merge
     from ddpmctl.runfolder import RunFolder
@@ -89,7 +92,7 @@ def _settle(
     layers.append(flags)
     if out is None:
         path = next((layer.values["data.path"] for layer in reversed(layers) if layer.values.get("data.path")), None)
-        out = data if is_run else Path("runs") / (Path(str(path)).resolve().stem or "run") if path else None
+        out = data if is_run else Path("runs") / _name_of(Path(str(path))) if path else None
     if out is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
 
@@ -100,10 +103,14 @@ def _settle(
                 f"{out}: nothing to resume, no run.yaml there", "leave --resume out, or name the run with --out"
             )
         content = folder.newest_good(console.warn)
+        if content is None and folder.checkpoint_files():
+            raise CheckpointError(
+                f"{out}: none of its checkpoints can be read", "bring one back, or start again with --overwrite"
+            )
         layers.insert(
             0, config_layer(content[1]["config"], str(content[0])) if content else read_run_file(folder.run_file)
         )
-    folder.check_place()
+    check_place(out)
     settled = merge(*layers)
     if settled.data.path is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
@@ -116,14 +123,20 @@ def _settle(
     return folder, settled, content
 
 
+def _name_of(data: Path) -> str:
+    """Name of a run that trains on ``data``: the folder's, or the zip's without its ending."""
+    full = data.resolve()
+    return (full.name if full.is_dir() else full.stem) or "run"
+
+
 def _prepare(config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, *, force: bool) -> Run:
     """Load the images, build the run, and take over the checkpoint."""
     from ddpmctl.build import precision_name, resolve_device, resolve_precision
     from ddpmctl.errors import ConfigError
     from ddpmctl.resume import check_changes
+    from ddpmctl.run import Run
     from ddpmctl.runfile import check_size
     from ddpmctl.sampling import config_of
-    from ddpmctl.training import Run
 
     # Pinned, so that a resumed run computes as it began.
     precision = precision_name(resolve_precision(config.precision, resolve_device(config.device)))
@@ -163,8 +176,6 @@ def _load(config: RunConfig) -> ImageDataset:
 
 def _summary(run: Run) -> None:
     """All that a person would check before walking away."""
-    from rich.markup import escape
-
     from ddpmctl import plot
     from ddpmctl.describe import count_text, data_lines, device_text
 
@@ -188,7 +199,7 @@ def _summary(run: Run) -> None:
     if run.state.step:
         rows.append(("resumed", f"from step {run.state.step:,}"))
     for name, text in rows:
-        console.note(f"[bold cyan]{name:<10}[/] {escape(text)}")
+        console.field(name, text)
     for line in run.dataset.report.warnings(size=run.dataset.size, channels=channels, fit=config.data.fit):
         console.warn(line)
     if not plot.available():
@@ -199,17 +210,18 @@ def _train(run: Run) -> int:
     """Consume the run's events: bar, notes, and a clean stop."""
     from ddpmctl.cli.stopping import StopFlag
     from ddpmctl.errors import Exit
+    from ddpmctl.run import PreviewStep, Saved
     from ddpmctl.runfile import to_yaml
-    from ddpmctl.training import PreviewStep, Saved, TrainStep
+    from ddpmctl.training import TrainStep
 
     train, folder = run.config.train, run.folder
+    if run.finished():
+        console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
+        return 0
     folder.create()
     folder.write_text(folder.run_file, to_yaml(run.config))
     folder.write_bad_images(run.dataset.report.bad)
     folder.rewind(run.state.step)
-    if run.state.step >= train.steps:
-        console.note(f"nothing to do: the run has its {train.steps:,} steps; ask for more with --steps")
-        return 0
     meter = Meter(train.batch_size)
     with StopFlag() as stop, console.bar("training", train.steps, run.state.step) as bar:
         for event in run.train():
@@ -226,10 +238,12 @@ def _train(run: Run) -> int:
             if stop.name:
                 break
     again = shlex.join(["ddpmctl", "train", "--resume", str(folder.path)])
-    if stop.name and run.state.step < train.steps:
+    if stop.name and not run.finished():
         console.note(f"stopped at step {run.state.step:,} by {stop.name}, saved. Go on with:  {again}")
         return Exit.STOPPED
-    console.note(f"[green]done[/]: {folder.path}, checkpoint {folder.checkpoint_file(train.steps).name}. Sample with:")
+    console.note(
+        f"done: {folder.path}, checkpoint {folder.checkpoint_file(run.state.step).name}. Sample with:", "green"
+    )
     console.note(
         "  " + shlex.join(["ddpmctl", "sample", str(folder.path), "-n", "64", "-o", f"{folder.path.name}.png"])
     )
@@ -237,52 +251,55 @@ def _train(run: Run) -> int:
 
 
 class Meter:
-    """Smoothed loss and images a second, without waiting for the device more than needed."""
+    """Smoothed loss and images a second."""
 
     def __init__(self, batch_size: int) -> None:
-        import time
-
-        self.batch_size, self._now = batch_size, time.monotonic
-        self._loss: Any = None
-        self._seconds: float | None = None
-        self._last = self._now()
+        self.batch_size, self.loss, self.seconds = batch_size, math.nan, math.nan
+        self.last = time.monotonic()
 
     def pause(self) -> None:
         """Time until the next step is not training time."""
-        self._last = self._now()
+        self.last = time.monotonic()
 
-    def text(self, loss: Any, lr: float) -> str:
-        """The numbers after a step."""
-        now = self._now()
-        took, self._last = now - self._last, now
-        self._seconds = took if self._seconds is None else self._seconds + 0.05 * (took - self._seconds)
-        self._loss = loss.clone() if self._loss is None else self._loss.lerp(loss, 0.02)
-        return f"loss {float(self._loss):.4f}  lr {lr:.1e}  {self.batch_size / max(self._seconds, 1e-9):.0f} img/s"
+    def text(self, loss: float, lr: float) -> str:
+        """The numbers after a step; a loss that is not finite is passed over."""
+        now = time.monotonic()
+        took, self.last = now - self.last, now
+        self.seconds = took if math.isnan(self.seconds) else self.seconds + 0.05 * (took - self.seconds)
+        if math.isfinite(loss):
+            self.loss = loss if math.isnan(self.loss) else self.loss + 0.02 * (loss - self.loss)
+        return f"loss {self.loss:.4f}  lr {lr:.1e}  {self.batch_size / max(self.seconds, 1e-9):.0f} img/s"
 
 
 def _dry_run(run: Run) -> None:
-    """One step, one sample of two steps; report memory and expected time."""
-    import time
-
+    """A step and a sample of two steps; report memory and expected time."""
     from ddpmctl.describe import memory_text, time_text
     from ddpmctl.training import train_steps
 
-    train, remaining = run.config.train, run.config.train.steps - run.state.step
-    marks = [time.monotonic()]
+    train, first = run.config.train, run.state.step
+    remaining = train.steps - first
+    if remaining <= 0:
+        console.note(f"nothing to do: the run has {first:,} steps. Nothing was written.")
+        return
+    marks, loss = [time.monotonic()], math.nan
     for done in train_steps(run.state, run.denoiser, run.batches, run.config):
-        loss = float(done.loss)
+        loss = done.loss
         marks.append(time.monotonic())
         if len(marks) > 2 and marks[-1] - marks[1] > 2:
             break
     # The first step also warms up: it counts only when there is no other.
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[1] - marks[0]
-    steps = min(2, run.config.diffusion.timesteps)
+    steps, n = min(2, run.config.diffusion.timesteps), min(train.samples, train.batch_size)
     started = time.monotonic()
-    for _ in run.sample_average(train.samples, steps):
-        pass
-    grid_seconds = (time.monotonic() - started) / steps * min(train.sample_steps, run.config.diffusion.timesteps)
-    grids = 1 + (remaining // train.sample_every if train.sample_every else 0)
+    for _, state in run.sample_average(n, steps):
+        state.x_t.cpu()  # waits for the device
+    step_seconds = (time.monotonic() - started) / steps * -(-train.samples // n)
+    grid_seconds = step_seconds * min(train.sample_steps, run.config.diffusion.timesteps)
+    every = train.sample_every or train.steps
+    grids = -(-train.steps // every) - first // every
     console.note(f"one step: loss {loss:.4f}, {seconds:.3f} s; one grid of {train.samples}: {time_text(grid_seconds)}")
     console.note(f"memory: {memory_text(run.device)}")
-    console.note(f"expected: {time_text(seconds * remaining)} for {remaining:,} steps"
-                 f" + {time_text(grid_seconds * grids)} for {grids} grids. Nothing was written.")  # fmt: skip
+    console.note(
+        f"expected: {time_text(seconds * remaining)} for {remaining:,} steps"
+        f" + {time_text(grid_seconds * grids)} for {grids} grids. Nothing was written."
+    )

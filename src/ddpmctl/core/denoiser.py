@@ -6,6 +6,7 @@ It alone interprets the network's output, and it alone knows that the network co
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,8 @@ class Denoiser:
     def output(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> Tensor:
         """What the network says, (B, C, H, W) in the dtype of x_t. ``t``: int or (B,) on the CPU, 1..T."""
         # Published DDPM networks are fed 0..T-1: the one place where t becomes an index.
-        t_index = (torch.as_tensor(t).reshape(-1) - 1).expand(len(x_t)).to(x_t.device, non_blocking=True)
-        with torch.autocast(x_t.device.type, self.autocast, enabled=self.autocast is not None):
+        t_index = (torch.as_tensor(t).reshape(-1) - 1).expand(len(x_t)).to(x_t.device)
+        with torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext():
             output = self.net(x_t, t_index, label)
         return output.to(x_t.dtype)
 

@@ -82,7 +82,7 @@ class NoiseSchedule:
         """
         index = torch.as_tensor(t).reshape(-1)
         abar = self.alpha_bar[index].reshape(-1, *[1] * (like.ndim - 1))
-        pair = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).to(like.dtype).to(like.device, non_blocking=True)
+        pair = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).to(like.dtype).to(like.device)
         return pair[0], pair[1]
 
     def q_sample(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
