@@ -45,11 +45,12 @@ def words(text: str) -> str:
 def test_a_figure_of_all_schedules_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo("cat.png") == Exit.OK
     out, err = capsys.readouterr()
-    assert words(out) == "saved noise-demo.png"
+    assert words(out) == "saved: noise-demo.png"
     assert err == ""
     assert read_provenance(Path("noise-demo.png")) == {
         "kind": "noise-demo", "image": "cat.png", "seed": 0, "timesteps": 1000, "shape": [3, 24, 32],
         "schedules": ["linear", "cosine", "sigmoid"], "levels": [0, 125, 250, 375, 500, 625, 750, 875, 1000],
+        "flags": {"schedule": None, "timesteps": None, "size": None, "ckpt": None},
     }  # fmt: skip
     with Image.open("noise-demo.png") as page:
         assert page.width > 9 * 160
