@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -127,3 +127,20 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
         yield shown
     finally:
         shown.stop()
+
+
+@contextmanager
+def reading(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar over images being read that vanishes; yields what takes (done, total)."""
+    progress = Bar("reading images", 1)
+
+    def update(done: int, total: int) -> None:
+        if shown:
+            progress.start()
+            progress.set_total(total)
+            progress.update(done)
+
+    try:
+        yield update
+    finally:
+        progress.stop(leave=False)

@@ -38,18 +38,8 @@ def inspect(
         )
     from ddpmctl.inspection import inspect_path
 
-    bar = console.Bar("reading images", 1)
-
-    def progress(done: int, total: int) -> None:
-        if done == 1 and not as_json:
-            bar.start()
-        bar.set_total(total)
-        bar.update(done)
-
-    try:
-        facts = inspect_path(what, None if as_json else progress)
-    finally:
-        bar.stop(leave=False)
+    with console.reading(shown=not as_json) as progress:
+        facts = inspect_path(what, progress)
     if as_json:
         import json
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
+from ddpmctl.cli.run_report import Meter, summary
 
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
@@ -64,9 +63,9 @@ def train(
     )  # fmt: skip
     folder, run_config, content = _settle(data, config, out, flags, resume=resume, overwrite=overwrite)
     run = _prepare(run_config, folder, content, force=force)
-    _summary(run)
+    summary(run)
     if dry_run:
-        _dry_run(run)
+        rehearse(run)
         return 0
     if overwrite and folder.exists() and not resume:
         folder.clear()
@@ -161,49 +160,8 @@ def _load(config: RunConfig) -> ImageDataset:
     from ddpmctl.data.dataset import load_images
 
     assert config.data.path is not None
-    bar = console.Bar("reading images", 1)
-
-    def progress(done: int, total: int) -> None:
-        bar.set_total(total)
-        bar.update(done)
-
-    bar.start()
-    try:
+    with console.reading() as progress:
         return load_images(config.data, Path(config.data.path), progress=progress)
-    finally:
-        bar.stop(leave=False)
-
-
-def _summary(run: Run) -> None:
-    """All that a person would check before walking away."""
-    from ddpmctl import plot
-    from ddpmctl.describe import count_text, data_lines, device_text
-
-    config, train = run.config, run.config.train
-    parameters = sum(p.numel() for p in run.state.net.parameters())
-    channels, height, width = run.image_shape
-    epochs = train.steps * train.batch_size / len(run.dataset.images)
-    kind = f"{len(run.class_names)} classes" if run.class_names else "unconditional"
-    diffusion = config.diffusion
-    rows = [
-        ("data", f"{config.data.path}: {data_lines(run.dataset.report)}"),
-        ("", f"as {height}x{width}, {'grey' if channels == 1 else 'RGB' if channels == 3 else 'RGBA'}, fit {config.data.fit}"
-             + (", mirrored at random" if config.data.hflip else "")),
-        ("model", f"UNet, {count_text(parameters)} parameters, {kind}"),
-        ("diffusion", f"T = {diffusion.timesteps:,}, {diffusion.schedule} schedule, predicts {diffusion.prediction}, {diffusion.loss} loss"),
-        ("device", f"{device_text(run.device)}, {run.precision()}"),
-        ("training", f"{train.steps:,} steps of {train.batch_size} images = {epochs:,.1f} epochs, {train.optimizer} lr {train.lr:g}"),
-        ("saved to", f"{run.folder.path}  (checkpoint every {train.save_every:,} steps, "
-                     + (f"grid every {train.sample_every:,})" if train.sample_every else "grid at the end)")),
-    ]  # fmt: skip
-    if run.state.step:
-        rows.append(("resumed", f"from step {run.state.step:,}"))
-    for name, text in rows:
-        console.field(name, text)
-    for line in run.dataset.report.warnings(size=run.dataset.size, channels=channels, fit=config.data.fit):
-        console.warn(line)
-    if not plot.available():
-        console.warn(f"no loss.png: {plot.MISSING} ({plot.REMEDY})")
 
 
 def _train(run: Run) -> int:
@@ -228,9 +186,10 @@ def _train(run: Run) -> int:
             if isinstance(event, TrainStep):
                 bar.describe("training")
                 bar.update(event.step, meter.text(event.loss, event.lr))
-            elif isinstance(event, PreviewStep):
-                bar.describe(f"sampling {event.done}/{event.total}")
+            else:
                 meter.pause()
+            if isinstance(event, PreviewStep):
+                bar.describe(f"sampling {event.done}/{event.total}")
             elif isinstance(event, Saved) and event.path.suffix == ".png":
                 bar.note(f"step {run.state.step:,}: {event.path}")
             if stop.name and not run.saved():
@@ -248,58 +207,3 @@ def _train(run: Run) -> int:
         "  " + shlex.join(["ddpmctl", "sample", str(folder.path), "-n", "64", "-o", f"{folder.path.name}.png"])
     )
     return 0
-
-
-class Meter:
-    """Smoothed loss and images a second."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.loss, self.seconds = batch_size, math.nan, math.nan
-        self.last = time.monotonic()
-
-    def pause(self) -> None:
-        """Time until the next step is not training time."""
-        self.last = time.monotonic()
-
-    def text(self, loss: float, lr: float) -> str:
-        """The numbers after a step; a loss that is not finite is passed over."""
-        now = time.monotonic()
-        took, self.last = now - self.last, now
-        self.seconds = took if math.isnan(self.seconds) else self.seconds + 0.05 * (took - self.seconds)
-        if math.isfinite(loss):
-            self.loss = loss if math.isnan(self.loss) else self.loss + 0.02 * (loss - self.loss)
-        return f"loss {self.loss:.4f}  lr {lr:.1e}  {self.batch_size / max(self.seconds, 1e-9):.0f} img/s"
-
-
-def _dry_run(run: Run) -> None:
-    """A step and a sample of two steps; report memory and expected time."""
-    from ddpmctl.describe import memory_text, time_text
-    from ddpmctl.training import train_steps
-
-    train, first = run.config.train, run.state.step
-    remaining = train.steps - first
-    if remaining <= 0:
-        console.note(f"nothing to do: the run has {first:,} steps. Nothing was written.")
-        return
-    marks, loss = [time.monotonic()], math.nan
-    for done in train_steps(run.state, run.denoiser, run.batches, run.config):
-        loss = done.loss
-        marks.append(time.monotonic())
-        if len(marks) > 2 and marks[-1] - marks[1] > 2:
-            break
-    # The first step also warms up: it counts only when there is no other.
-    seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[1] - marks[0]
-    steps, n = min(2, run.config.diffusion.timesteps), min(train.samples, train.batch_size)
-    started = time.monotonic()
-    for _, state in run.sample_average(n, steps):
-        state.x_t.cpu()  # waits for the device
-    step_seconds = (time.monotonic() - started) / steps * -(-train.samples // n)
-    grid_seconds = step_seconds * min(train.sample_steps, run.config.diffusion.timesteps)
-    every = train.sample_every or train.steps
-    grids = -(-train.steps // every) - first // every
-    console.note(f"one step: loss {loss:.4f}, {seconds:.3f} s; one grid of {train.samples}: {time_text(grid_seconds)}")
-    console.note(f"memory: {memory_text(run.device)}")
-    console.note(
-        f"expected: {time_text(seconds * remaining)} for {remaining:,} steps"
-        f" + {time_text(grid_seconds * grids)} for {grids} grids. Nothing was written."
-    )
