@@ -10,7 +10,7 @@ import typer
 
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
-from ddpmctl.cli.run_report import Meter, summary
+from ddpmctl.cli.run_report import Meter, rehearse, summary
 
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
