@@ -106,6 +106,14 @@ def test_ctrl_c_while_sampling_is_one_line_and_leaves_nothing(trained):
     assert list(Path().glob("*.npz")) + list(Path().glob(".ddpmctl*")) == []
 
 
+def test_a_name_that_no_terminal_can_show_is_shown_escaped():
+    done = subprocess.run(
+        [sys.executable, "-m", "ddpmctl", "train", b"caf\xe9"],
+        capture_output=True, timeout=60, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == Exit.DATA and b"\\udce9" in done.stderr and b"Traceback" not in done.stderr
+
+
 def test_debug_shows_the_traceback(capsys):
     assert main(["train", "nowhere", "--debug"]) == Exit.DATA
     assert "Traceback" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--debug`` shows the traceback of a user's error too; a bug always shows its own.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text that the terminal can show
+            stream.reconfigure(errors="backslashreplace")
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         # How long a thread that waits for others keeps its core (read when torch is loaded). With the library's own
         # choice one busy neighbour slows training on two cores 29 times; with this one 9 times, and it costs 7 %
