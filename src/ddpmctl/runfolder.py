@@ -24,7 +24,8 @@ from ddpmctl.errors import CheckpointError, OutputError
 from ddpmctl.files import output_errors, replacing
 
 COLUMNS = ("step", "epoch", "loss", "grad_norm", "lr", "skipped", "images_per_s")
-_OURS = ("run.yaml", "metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints")
+_OURS = ("metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints", "run.yaml")
+"""What a run keeps; run.yaml goes last, so that a folder half cleared is still known as a run."""
 
 
 class RunFolder:
@@ -116,18 +117,22 @@ class RunFolder:
             return [row for row in rows if tuple(row) == COLUMNS and None not in row.values() and row["step"].isdigit()]
 
     def rewind(self, step: int) -> None:
-        """Forget rows, pictures and checkpoints past ``step``: a resumed run makes them again.
+        """Forget rows and pictures past ``step``: a resumed run makes them again.
 
-        A checkpoint past the one that is resumed from is a damaged one.
+        Checkpoints past ``step`` could not be read. They are set aside under another name, never deleted: the fault may
+        lie with the reader (rights, memory, an older ddpmctl).
         """
         rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
         if self.metrics_file.exists():
             lines = [",".join(COLUMNS), *(",".join(row[c] for c in COLUMNS) for row in rows)]
             self.write_text(self.metrics_file, "\r\n".join(lines) + "\r\n")
         with output_errors(self.path):
-            for file in (*self.samples.glob("step-*.png"), *self.checkpoint_files()):
+            for picture in self.samples.glob("step-*.png"):
+                if _step_of(picture) > step:
+                    picture.unlink()
+            for file in self.checkpoint_files():
                 if _step_of(file) > step:
-                    file.unlink()
+                    file.replace(file.with_name(f"{file.name}.unreadable"))
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
         """List images that were left out, with the reason; no list where there are none."""

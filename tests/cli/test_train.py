@@ -142,8 +142,20 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(photos, tiny):
     assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q", "--set", "train.save_every=2"]) == 0
     Path("r/checkpoints/step-00000006.pt").write_bytes(b"damaged")
     assert main(["train", "--resume", "r", *command, "--steps", "5"]) == 0
-    [only] = Path("r/checkpoints").iterdir()
+    [only] = Path("r/checkpoints").glob("step-*.pt")
     assert checkpoint.load(only)["step"] == 5
+    # What could not be read is set aside, not deleted.
+    assert Path("r/checkpoints/step-00000006.pt.unreadable").read_bytes() == b"damaged"
+
+
+def test_resume_without_the_checkpoints_that_were_there_is_refused(photos, tiny, capsys):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]) == 0
+    for file in Path("r/checkpoints").iterdir():
+        file.unlink()
+    before = Path("r/metrics.csv").read_bytes()
+    assert main(["train", "--resume", "r"]) == Exit.CHECKPOINT
+    assert "gone" in capsys.readouterr().err
+    assert Path("r/metrics.csv").read_bytes() == before
 
 
 def test_settings_of_the_optimiser_that_change_on_resume_hold(photos, tiny):

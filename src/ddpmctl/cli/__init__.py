@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.err.print_exception()
         console.error(error.problem, error.advice)
         return error.exit_code
+    except PermissionError as error:
+        console.error(f"{error.filename}: permission denied", "mend its rights, or name another place")
+        return Exit.OUTPUT
     except _UsageError as error:
+        if not error.format_message():  # type: ignore[attr-defined]
+            return Exit.CONFIG  # no command at all: the help has been shown
         console.error(error.format_message(), _help_hint(error))  # type: ignore[attr-defined]
         return Exit.CONFIG
     except (RuntimeError, MemoryError) as error:
