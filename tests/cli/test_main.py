@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,10 @@ def test_ctrl_c_while_sampling_is_one_line_and_leaves_nothing(trained):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "images" in process.stdout.readline()
+        deadline = time.monotonic() + 60
+        while not list(Path().glob(".ddpmctl*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)  # well into the sampling, past the last import
         process.send_signal(signal.SIGINT)
         _, shown = process.communicate(timeout=60)
     assert process.returncode == Exit.INTERRUPTED
