@@ -110,12 +110,12 @@ def _settle(
             0, config_layer(content[1]["config"], str(content[0])) if content else read_run_file(folder.run_file)
         )
     check_place(out)
+    settled = merge(*layers)
     if resume and content is None:
         rows = folder.read_metrics()
-        if rows and int(rows[-1]["step"]) >= merge(*layers).train.save_every:
+        if rows and int(rows[-1]["step"]) >= settled.train.save_every:
             raise CheckpointError(f"{out}: its checkpoints are gone", "bring one back, or start again with --overwrite")
         console.warn(f"{out}: no checkpoint yet, so it starts from step 0")
-    settled = merge(*layers)
     if settled.data.path is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
     if not resume and folder.exists() and not (overwrite and folder.is_run()):
