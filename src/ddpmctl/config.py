@@ -97,6 +97,10 @@ class DataConfig(Section):
     on_bad: Literal["skip", "error"] = Field("skip", description="skip unreadable images, or stop with an error")
     max_bad: Share = Field(0.1, description="stop when more than this share of the images is unreadable")
     workers: Positive | Literal["auto"] = Field("auto", description="threads that decode images; auto: one a core")
+    cache: bool = Field(True, description="keep the decoded images for the next run; see `ddpmctl cache`")
+    holdout: Annotated[Number, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        0.02, description="share of the images (1,000 at most) that val_loss is measured on, not trained on; 0: none"
+    )
 
 
 class DiffusionConfig(Section):
@@ -165,6 +169,11 @@ class TrainConfig(Section):
     sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm")
     sample_steps: Positive = Field(50, description="denoising steps of the grids")
     log_every: Positive = Field(10, description="steps between rows of metrics.csv")
+    val_every: Count = Field(1000, description="steps between measurements of val_loss; 0: only at the end")
+    bad_steps: Positive = Field(
+        20, description="steps in a row with a loss or gradient that is not finite until the run goes back to a checkpoint"
+    )
+    max_rollbacks: Count = Field(3, description="how often it may go back, each time to half the lr, before it gives up")
 
 
 class RunConfig(Section):
