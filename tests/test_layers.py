@@ -13,12 +13,12 @@ import ddpmctl
 
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
-    ("__init__", "errors", "rows", "files", "parsing"),
+    ("__init__", "errors", "rows", "files", "parsing", "memory"),
     ("config", "runfile", "resume"),
     ("core",),
     ("images", "plot", "npz", "data", "checkpoint", "runfolder"),
     ("build", "outputs", "describe", "noise_demo"),
-    ("sampling", "training", "run", "inspection"),
+    ("sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "inspection"),
     ("cli", "__main__"),
 ]
 LAYERS = {name: layer for layer, names in enumerate(TOWER) for name in names}

@@ -21,7 +21,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert not plot.available()
     for draw in (
-        lambda: plot.loss_curve(tmp_path / "a.png", [1], [1.0]),
+        lambda: plot.loss_curve(tmp_path / "a.png", [(1, 1.0)]),
         lambda: plot.snr_panel({"a": [1.0, 2.0]}, [0], (300, 200)),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -55,7 +55,7 @@ def test_smoothing_averages_without_lag() -> None:
     ids=["none", "one", "few", "not finite", "zero", "negative", "very many"],
 )  # fmt: skip
 def test_any_history_can_be_drawn(tmp_path: Path, losses: list[float]) -> None:
-    plot.loss_curve(tmp_path / "new" / "loss.png", range(len(losses)), losses)
+    plot.loss_curve(tmp_path / "new" / "loss.png", list(enumerate(losses)))
     with Image.open(tmp_path / "new" / "loss.png") as image:
         assert image.size == (800, 450)
     assert len(list((tmp_path / "new").iterdir())) == 1
@@ -70,7 +70,7 @@ def test_the_loss_axis_is_logarithmic_where_the_range_calls_for_it(
     figure, axes = plot._figure((400, 300))
     monkeypatch.setattr(plot, "_figure", lambda size: (figure, axes))
     losses = [1.0] * 100 + [math.nan] + [last] * 100
-    plot.loss_curve(tmp_path / "loss.png", range(201), losses)
+    plot.loss_curve(tmp_path / "loss.png", list(enumerate(losses)))
     assert axes.get_yscale() == scale
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "loss")
     assert list(axes.lines[0].get_xdata()) == [s for s in range(201) if s != 100]
@@ -80,7 +80,7 @@ def test_the_loss_axis_is_logarithmic_where_the_range_calls_for_it(
 @needs_matplotlib
 def test_a_loss_curve_that_cannot_be_written_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
-        plot.loss_curve(tmp_path, [1, 2], [1.0, 0.5])
+        plot.loss_curve(tmp_path, [(1, 1.0), (2, 0.5)])
     assert str(tmp_path) in caught.value.problem
 
 
@@ -99,5 +99,5 @@ def test_snr_panel_has_the_size_and_a_colour_for_each_curve() -> None:
 @needs_matplotlib
 def test_same_curve_same_bytes(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        plot.loss_curve(tmp_path / name, [1, 2, 3], [1.0, 0.5, 0.4])
+        plot.loss_curve(tmp_path / name, [(1, 1.0), (2, 0.5), (3, 0.4)])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ddpmctl import __version__
-from ddpmctl.errors import CheckpointError, OutputError
+from ddpmctl.errors import CheckpointError
 from ddpmctl.files import output_errors, replacing
 
 FORMAT = 1
@@ -60,14 +60,19 @@ def save(path: Path, content: Mapping[str, Any]) -> str:
     digest = digest_of(body)
 
     def check(temporary: Path) -> None:
-        if load(temporary)["digest"] != digest:
-            raise OSError(0, "what was written does not read back")
+        try:
+            if load(temporary)["digest"] == digest:
+                return
+        except CheckpointError as error:
+            raise OSError(0, "what was written does not read back") from error
+        raise OSError(0, "what was written does not read back")
 
-    try:
-        with output_errors(path), replacing(path, check=check) as file:
+    with output_errors(path), replacing(path, check=check) as file:
+        try:
             torch.save({**body, "digest": digest}, file)
-    except (RuntimeError, CheckpointError) as error:  # torch wraps some of the errors of a full disk
-        raise OutputError(f"{path}: cannot be saved: {error}", "free space; earlier checkpoints are kept") from error
+        except RuntimeError as error:  # torch hides the error of the file behind its own
+            cause = error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(0, "no space left, or an error of the disk") from error
     return digest
 
 

@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import Literal
 
 _COUNT = re.compile(r"(\d[\d_]*\.?\d*(?:e\+?\d{1,3})?)([kmb]?)", re.IGNORECASE)
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", re.IGNORECASE)
+_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)")
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -25,6 +27,19 @@ def parse_count(value: object) -> int:
             if number < 2**63 and number == int(number):
                 return int(number)
     raise ValueError(f"{value!r} is not a whole number such as 500, 1_000, 100k, 1.5M or 1e5")
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of ``3h50m``, ``90m``, ``1d12h``, ``45s`` or, as batch systems write it, ``1-12:00:00``.
+
+    Raises ``ValueError`` for anything else, and for no time at all.
+    """
+    match = _DURATION.fullmatch(text.strip()) or _CLOCK.fullmatch(text.strip())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    if not total:
+        raise ValueError(f"{text!r} is not a time such as 3h50m, 90m, 1d12h or 03:50:00")
+    return total
 
 
 def parse_size(value: object) -> Literal["auto"] | tuple[int, int]:

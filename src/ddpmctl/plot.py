@@ -33,21 +33,21 @@ def available() -> bool:
 
 def loss_curve(
     path: Path,
-    steps: Sequence[float],
-    losses: Sequence[float],
+    points: Sequence[tuple[float, float]],
+    held_out: Sequence[tuple[float, float]] = (),
     *,
     title: str = "Training loss",
     smoothing: float = 0.02,
 ) -> None:
-    """Write a PNG of the loss against the step: every value light, the smoothed curve strong.
+    """Write a PNG of the loss against the step: every value light, the smoothed curve strong, ``held_out`` as dots.
 
-    ``smoothing`` is the share of the run that is averaged, at least a few values. The loss axis is
-    logarithmic where the smoothed curve spans more than a factor of ten; values that are not finite are left
-    out. Raises :class:`ddpmctl.errors.ConfigError` when matplotlib is missing,
+    ``points`` and ``held_out`` are (step, loss). ``smoothing`` is the share of the run that is averaged, at least a few
+    values. The loss axis is logarithmic where the smoothed curve spans more than a factor of ten; values that are not
+    finite are left out. Raises :class:`ddpmctl.errors.ConfigError` when matplotlib is missing,
     :class:`ddpmctl.errors.OutputError` when the file cannot be written.
     """
     figure, axes = _figure((800, 450))
-    points = [(s, v) for s, v in zip(steps, losses, strict=True) if math.isfinite(v)]
+    points = [(s, v) for s, v in points if math.isfinite(v)]
     smooth = _smoothed([v for _, v in points], max(min(5, len(points)), round(len(points) * smoothing)))
     # A line of many thousand jumps is a solid block, and too much for the renderer.
     every = max(1, math.ceil(len(points) / _MAX_POINTS))
@@ -55,6 +55,9 @@ def loss_curve(
     axes.plot(shown_steps, shown, color=COLOURS[0], alpha=0.3, lw=0.8, label="each value")
     marker = "o" if len(points) == 1 else ""
     axes.plot(shown_steps, smooth[::every], color=COLOURS[0], lw=1.8, marker=marker, label="smoothed")
+    held_out = [(s, v) for s, v in held_out if math.isfinite(v)]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color=COLOURS[1], lw=1.2, marker="o", ms=4, label="held out, averaged weights")
     low, high = min(smooth, default=1), max(smooth, default=1)
     if low > 0 and high > 10 * low:
         axes.set_yscale("log")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,21 +24,15 @@ from ddpmctl.config import RunConfig
 from ddpmctl.core.noise import derive_seed
 from ddpmctl.data.batches import Batches
 from ddpmctl.data.dataset import ImageDataset
-from ddpmctl.errors import CheckpointError, DivergenceError
-from ddpmctl.images import grid, save_png, to_uint8
+from ddpmctl.divergence import Watch, advice
+from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
+from ddpmctl.images import save_png
+from ddpmctl.metrics import Window
+from ddpmctl.preview import Busy, Preview
+from ddpmctl.runfile import to_yaml
 from ddpmctl.runfolder import RunFolder
-from ddpmctl.sampling import Generated, generate
 from ddpmctl.training import TrainState, TrainStep, train_steps
-
-PATIENCE = 20
-"""Steps in a row whose gradients are not finite before a run gives up."""
-
-
-class PreviewStep(NamedTuple):
-    """One denoising step of a sample grid."""
-
-    done: int
-    total: int
+from ddpmctl.validation import DRAWS, QUARTERS, Validated, Validation, hold_out
 
 
 class Saved(NamedTuple):
@@ -48,7 +41,14 @@ class Saved(NamedTuple):
     path: Path
 
 
-Event = TrainStep | PreviewStep | Saved
+class Notice(NamedTuple):
+    """Something that went wrong, and that the run goes on after."""
+
+    text: str
+
+
+Event = TrainStep | Busy | Saved | Notice | Validated
+"""What :meth:`Run.train` yields."""
 
 
 class Run:
@@ -63,78 +63,165 @@ class Run:
         self.autocast = resolve_precision(config.precision, self.device)
         self.class_names = list(dataset.class_names)
         self.image_shape = (dataset.channels, *dataset.size)
-        torch.manual_seed(derive_seed(config.seed, "init"))
-        net = place(build_net(config, dataset.channels, len(self.class_names)), self.device)
+        net = place(self._new_net(), self.device)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast == torch.float16)
-        self.state = TrainState(net, build_ema(config, net), build_optimizer(config, net), scaler)
+        self.state = TrainState(
+            net, build_ema(config, net), build_optimizer(config, net), scaler, parts=config.train.grad_accum
+        )
         self.denoiser = build_denoiser(config, net, self.autocast)
-        self.batches = Batches(dataset, config.train.batch_size, config.seed, config.data.hflip)
-        self._window: list[tuple[float, float, bool]] = []
-        self._bad_in_a_row = self._saved_step = 0
-        self._clock = (time.monotonic(), 0)
+        self.average = build_denoiser(config, self.state.ema.net, self.autocast)
+        members, held = hold_out(len(dataset), config.data.holdout)
+        self.batches = Batches(dataset, config.train.batch_size, config.seed, config.data.hflip, members=members)
+        self.validation = Validation(dataset, held, config.diffusion.loss) if len(held) else None
+        self._watch = Watch(config.train.bad_steps, scaling=scaler.is_enabled())
+        self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
+        self._window, self._saved_step, self._begun = Window(), 0, False
+
+    def _new_net(self) -> torch.nn.Module:
+        torch.manual_seed(derive_seed(self.config.seed, "init"))
+        return build_net(self.config, self.dataset.channels, len(self.class_names))
 
     def restore(self, content: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint; raises :class:`CheckpointError` when it does not fit."""
         try:
             self.state.load_state_dict(content)
+            self._window.restore(content.get("window", []), self.state.step)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{path}: does not fit this run", "resume with the settings it was made with"
             ) from error
-        self._window = [(float(a), float(b), bool(c)) for a, b, c in content.get("window", [])]
         self._saved_step = self.state.step
-        self._clock = (time.monotonic(), self.state.step)
+
+    def begin(self) -> None:
+        """Make the run folder, and forget what lies past the step to go on from. Raises :class:`OutputError`."""
+        self.folder.create()
+        self._write_settings()
+        self._begun = True
+        self.folder.write_bad_images(self.dataset.report.bad)
+        self.folder.rewind(self.state.step)
+
+    def _write_settings(self) -> None:
+        self.folder.write_text(self.folder.run_file, to_yaml(self.config))
 
     def train(self) -> Iterator[Event]:
-        """Train, write metrics, draw grids and save; yields each thing as it happens."""
-        if self._grid_is_due() and not self.folder.sample_file(self.state.step).exists():
-            yield from self.preview()  # a stop came in between
+        """Train, write metrics, draw grids and save; yields each thing as it happens.
+
+        Raises :class:`DivergenceError` when going back did not help, :class:`OutputError` when the last checkpoint cannot
+        be written; whatever else cannot be written is a :class:`Notice`, and is tried again when it is due next.
+        """
+        yield from self._account()  # a stop came in between
         for done in train_steps(self.state, self.denoiser, self.batches, self.config):
-            self._watch(done)
+            self._watch.add(done)
+            self._window.add(done)
+            if self._watch.diverged():
+                yield self._go_back(self._watch.problem())
+                continue
+            if self.state.parts != self.config.train.grad_accum:
+                yield from self.keep_parts("out of memory")
             yield done
-            if done.step == self.config.train.steps or done.step % self.config.train.save_every == 0:
-                yield Saved(self.save())
-            if self._grid_is_due():
-                yield from self.preview()
+            yield from self._account()
+
+    def _account(self) -> Iterator[Event]:
+        """What is due at the present step and not yet done: its row of metrics, checkpoint and sample grid."""
+        if not self._window.empty() and self._row_is_due():
+            result = None
+            if self._validation_is_due():
+                result = yield from self.validate()
+            yield from self._trying(lambda: self._log(result))
+        if self.state.step % self.config.train.save_every == 0 or self._at_end():
+            yield from self._save_when_sound()
+        if self._grid_is_due() and not self.folder.sample_file(self.state.step).exists():
+            yield from self.preview()
+
+    def _at_end(self) -> bool:
+        return self.state.step >= self.config.train.steps
+
+    def _due(self, every: int) -> bool:
+        return self.state.step > 0 and (self._at_end() or bool(every and self.state.step % every == 0))
+
+    def _row_is_due(self) -> bool:
+        return self._due(self.config.train.log_every) or self._validation_is_due()
+
+    def _validation_is_due(self) -> bool:
+        return self.validation is not None and self._due(self.config.train.val_every)
 
     def _grid_is_due(self) -> bool:
-        train, step = self.config.train, self.state.step
-        return step > 0 and (step >= train.steps or bool(train.sample_every and step % train.sample_every == 0))
+        return self._due(self.config.train.sample_every)
 
     def finished(self) -> bool:
         """Whether all steps are done, saved and shown."""
-        return self.state.step >= self.config.train.steps and self.folder.sample_file(self.state.step).exists()
+        return self._at_end() and self._window.empty() and self.folder.sample_file(self.state.step).exists()
 
-    def _watch(self, done: TrainStep) -> None:
-        """Keep the numbers of a step; raise :class:`DivergenceError` when they have stopped being numbers."""
-        self._window.append((done.loss, done.grad_norm, done.applied))
-        self._bad_in_a_row = 0 if done.applied else self._bad_in_a_row + 1
-        # Loss scaling of fp16 expects steps to be skipped until it has found its scale.
-        if self._bad_in_a_row >= PATIENCE * (5 if self.state.scaler.is_enabled() else 1):
+    def _trying(self, write: Callable[[], object]) -> Iterator[Notice]:
+        """Write something that the run can do without; what goes wrong is a notice."""
+        try:
+            write()
+        except OutputError as error:
+            yield Notice(f"{error.problem}: going on, it is tried again later")
+
+    def _save_when_sound(self) -> Iterator[Event]:
+        if self.saved():
+            return
+        try:
+            yield Saved(self.save())
+        except DivergenceError as error:
+            yield self._go_back(error.problem)
+        except OutputError as error:
+            if self._at_end():
+                raise
+            yield Notice(f"{error.problem}: going on, the next try is in {self.config.train.save_every:,} steps")
+        else:
+            yield from self._trying(lambda: self.folder.prune(self.config.train.keep))
+
+    def _go_back(self, problem: str) -> Notice:
+        """Back to the newest good checkpoint, or to the start, with other draws and half the learning rate."""
+        train, rollbacks, lr = self.config.train, self.state.rollbacks, self.state.optimizer.param_groups[0]["lr"]
+        if rollbacks >= train.max_rollbacks:
+            after = f" (after {rollbacks} rollbacks)" if rollbacks else ""
+            again = shlex.join(["ddpmctl", "train", "--resume", str(self.folder.path)])
             raise DivergenceError(
-                f"step {done.step}: gradients were not finite {self._bad_in_a_row} times in a row",
-                "lower --lr, try --precision fp32, or set train.grad_clip=1; the last checkpoint is kept",
+                f"training diverged{after}: {problem}; lr {lr:.2g}",
+                advice(precision_name(self.autocast), train.grad_clip, again),
             )
-        if done.step % self.config.train.log_every == 0 or done.step == self.config.train.steps:
-            self._log(done)
+        unreadable: list[str] = []
+        found = self.folder.newest_good(unreadable.append)
+        if found:
+            self.restore(found[1], found[0])
+        else:
+            self.state.restart(self._new_net())
+            self._window.restore([], 0)
+            self._saved_step = 0
+        self.state.rollbacks = rollbacks + 1
+        self._watch.reset()
+        self.folder.rewind(self.state.step)
+        return Notice(
+            "; ".join([problem, *unreadable])
+            + f": back to step {self.state.step:,} with half the lr, {self.state.rollbacks} of {train.max_rollbacks} times"
+        )
 
-    def _log(self, done: TrainStep) -> None:
-        good = [(loss, norm) for loss, norm, applied in self._window if applied] or [(math.nan, math.nan)]
-        now, since = time.monotonic(), self._clock
-        rate = (done.step - since[1]) * self.config.train.batch_size / max(now - since[0], 1e-9)
-        self.folder.append_metrics({
-            "step": done.step,
-            "epoch": f"{self.batches.epoch_of(done.step):.4f}",
-            "loss": f"{sum(loss for loss, _ in good) / len(good):.6g}",
-            "grad_norm": f"{sum(norm for _, norm in good) / len(good):.6g}",
-            "lr": f"{done.lr:.6g}",
-            "skipped": sum(not applied for _, _, applied in self._window),
-            "images_per_s": f"{rate:.1f}",
-        })  # fmt: skip
-        self._window, self._clock = [], (now, done.step)
+    def keep_parts(self, reason: str) -> Iterator[Notice]:
+        """The batch has been cut into more parts, for ``reason``: say so, and keep that for a resumed run."""
+        train = self.config.train.model_copy(update={"grad_accum": self.state.parts})
+        self.config = self.config.model_copy(update={"train": train})
+        yield Notice(f"{reason}: a batch of {train.batch_size} goes in {train.grad_accum} parts, and stays one batch")
+        if self._begun:
+            yield from self._trying(self._write_settings)
+
+    def _log(self, result: Validated | None) -> None:
+        epoch = self.batches.epoch_of(self.state.step)
+        self.folder.append_metrics(self._window.row(self.state.step, epoch, self.config.train.batch_size, result))
 
     def save(self) -> Path:
-        """Write the checkpoint of this step, then drop the oldest."""
+        """Write the checkpoint of this step.
+
+        Raises :class:`OutputError` when it cannot be written, :class:`DivergenceError` when something in it is no number.
+        """
+        bad = self.state.first_not_finite()
+        if bad:
+            raise DivergenceError(f"step {self.state.step:,}: not finite: {bad}", "resume with a lower --lr")
+        if not self.folder.is_run():  # somebody has deleted it
+            self.begin()
+        self.folder.flush_metrics(to_disk=True)
         path = self.folder.checkpoint_file(self.state.step)
         checkpoint.save(path, {
             **self.state.state_dict(),
@@ -142,9 +229,8 @@ class Run:
             "image_shape": list(self.image_shape),
             "class_names": self.class_names,
             "data": {"images": len(self.dataset.images), "fingerprint": self.dataset.fingerprint},
-            "window": [list(item) for item in self._window],
+            "window": self._window.to_list(),
         })  # fmt: skip
-        self.folder.prune(self.config.train.keep)
         self._saved_step = self.state.step
         return path
 
@@ -152,41 +238,37 @@ class Run:
         """Whether the last checkpoint is of the present step."""
         return self._saved_step == self.state.step
 
-    def sample_average(self, n: int, steps: int) -> Iterator[Generated]:
-        """Denoise ``n`` images with the averaged weights, always from the same noise; yields every step."""
-        classes = len(self.class_names)
-        return generate(
-            build_denoiser(self.config, self.state.ema.net, self.autocast),
-            self.image_shape,
-            n,
-            seed=derive_seed(self.config.seed, "preview"),
-            sampler=self.config.train.sampler,
-            steps=steps,
-            device=self.device,
-            labels=[i % classes for i in range(n)] if classes else None,
-            batch_size=min(n, self.config.train.batch_size),
-        )
+    def validate(self) -> Generator[Event, None, Validated]:
+        """The loss of the averaged weights on held-out images; needs some."""
+        assert self.validation is not None
+        batch = max(1, self.config.train.batch_size // self.state.parts)
+        for done, result in enumerate(self.validation(self.average, self.device, min(batch, DRAWS)), start=1):
+            if result:
+                yield result
+                return result
+            yield Busy("validating", done, QUARTERS * -(-DRAWS // min(batch, DRAWS)))
+        raise AssertionError("a validation ends with its result")
 
     def preview(self) -> Iterator[Event]:
         """Draw the sample grid of this step, and the loss curve."""
-        train, classes = self.config.train, len(self.class_names)
-        steps = min(train.sample_steps, self.config.diffusion.timesteps)
-        total = -(-train.samples // min(train.samples, train.batch_size)) * steps
-        pictures = torch.zeros(train.samples, *self.image_shape, dtype=torch.uint8)
-        for done, (images, state) in enumerate(self.sample_average(train.samples, steps), start=1):
-            if state.t == 0:
-                pictures[images.start : images.stop] = to_uint8(state.x_t).cpu()
-            yield PreviewStep(done, total)
+        picture = yield from self.grid.draw(self.average)
         path = self.folder.sample_file(self.state.step)
-        columns = classes if 1 < classes <= train.samples else None
         made_with = {"kind": "preview", "step": self.state.step, "run": self.folder.path.name}
-        save_png(path, grid(pictures, columns=columns), made_with)
-        yield Saved(path)
+        try:
+            save_png(path, picture, made_with)
+            yield Saved(path)
+        except OutputError as error:
+            yield Notice(f"{error.problem}: going on without this grid")
+        if plot.available():
+            yield from self._trying(self._plot)
+        self._window.restart_clock(self.state.step)
+
+    def _plot(self) -> None:
         rows = self.folder.read_metrics()
-        if plot.available() and rows:
-            losses = [float(row["loss"]) for row in rows]
-            plot.loss_curve(self.folder.loss_file, [int(row["step"]) for row in rows], losses)
-        self._clock = (time.monotonic(), self.state.step)
+        if rows:
+            points = [(int(row["step"]), float(row["loss"])) for row in rows]
+            held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
+            plot.loss_curve(self.folder.loss_file, points, held_out)
 
     def precision(self) -> str:
         """What the network computes in: fp32, bf16 or fp16."""

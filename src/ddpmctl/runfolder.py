@@ -6,6 +6,7 @@
     runs/NAME/metrics.csv           one row every log_every steps
     runs/NAME/loss.png              the loss curve (with the plot extra)
     runs/NAME/bad-images.csv        images that could not be read, if any
+    runs/NAME/.lock                 held by the process that trains; one that a dead process left means nothing
     runs/NAME/samples/step-*.png    grids from the same noise
     runs/NAME/checkpoints/step-*.pt the newest ones
 """
@@ -13,17 +14,24 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ddpmctl import checkpoint
 from ddpmctl.errors import CheckpointError, OutputError
 from ddpmctl.files import output_errors, replacing
 
-COLUMNS = ("step", "epoch", "loss", "grad_norm", "lr", "skipped", "images_per_s")
+COLUMNS = (
+    "step", "epoch", "loss", "grad_norm", "lr", "skipped",
+    "val_loss", "val_q1", "val_q2", "val_q3", "val_q4", "images_per_s",
+)  # fmt: skip
 _OURS = ("metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints", "run.yaml")
 """What a run keeps; run.yaml goes last, so that a folder half cleared is still known as a run."""
 
@@ -38,10 +46,39 @@ class RunFolder:
         self.loss_file = path / "loss.png"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
+        self._lock_file = path / ".lock"
+        self._lock: FileLock | None = None
+        self._unwritten: list[Mapping[str, object]] = []
 
     def exists(self) -> bool:
-        """Whether there is anything under this name."""
-        return self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
+        """Whether there is anything under this name; a lock alone is nothing."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(item != self._lock_file for item in self.path.iterdir())
+
+    def lock(self) -> None:
+        """Keep other processes from this folder until :meth:`unlock` or the end of this one, however it ends.
+
+        Raises :class:`OutputError` when another process has it, or the folder cannot be made.
+        """
+        if self._lock is not None:
+            return
+        lock = FileLock(self._lock_file)
+        try:
+            with output_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(blocking=False)
+        except Timeout as error:
+            raise OutputError(
+                f"{self.path}: another process is training in it", "wait until it ends, or give another --out"
+            ) from error
+        self._lock = lock
+
+    def unlock(self) -> None:
+        """Let others have the folder. The file stays: whoever deletes it could take a lock away from another."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def is_run(self) -> bool:
         """Whether ddpmctl made it."""
@@ -50,10 +87,10 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder; raises :class:`OutputError` when that is not possible."""
         try:
-            self.samples.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
-            for left_by_a_crash in self.path.rglob(".ddpmctl-*.tmp"):
-                left_by_a_crash.unlink()
+            for folder in (self.path, self.samples, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+                for left_by_a_crash in folder.glob(".ddpmctl-*.tmp"):
+                    left_by_a_crash.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}", "give another --out") from error
 
@@ -69,8 +106,8 @@ class RunFolder:
                     item.unlink(missing_ok=True)
 
     def write_text(self, file: Path, text: str) -> None:
-        """Replace a text file in one step."""
-        with output_errors(file), replacing(file) as stream:
+        """Replace a text file in one step that a power cut does not undo."""
+        with output_errors(file), replacing(file, check=lambda _: None) as stream:
             stream.write(text.encode())
 
     def checkpoint_file(self, step: int) -> Path:
@@ -100,13 +137,32 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
-        """Add a row to ``metrics.csv``, with the header when it is new."""
-        new = not self.metrics_file.exists()
-        with output_errors(self.metrics_file), self.metrics_file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
+        """Add a row to ``metrics.csv``, with the header when it is new.
+
+        Raises :class:`OutputError` when that fails; then the file is as before, and the row goes in with the next.
+        """
+        self._unwritten.append(row)
+        self.flush_metrics()
+
+    def flush_metrics(self, *, to_disk: bool = False) -> None:
+        """Write rows that could not be written before; ``to_disk``: through a power cut. Raises as above."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, restval="")
+        with output_errors(self.metrics_file), self.metrics_file.open("ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            if not before:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerows(self._unwritten)
+            data = text.getvalue().encode()
+            try:
+                if file.write(data) < len(data):
+                    raise OSError(0, "no space left")
+                if to_disk:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+            self._unwritten.clear()
 
     def read_metrics(self) -> list[dict[str, str]]:
         """All whole rows of ``metrics.csv``."""
@@ -123,6 +179,7 @@ class RunFolder:
         lie with the reader (rights, memory, an older ddpmctl).
         """
         rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
+        self._unwritten = [row for row in self._unwritten if int(str(row["step"])) <= step]
         if self.metrics_file.exists():
             lines = [",".join(COLUMNS), *(",".join(row[c] for c in COLUMNS) for row in rows)]
             self.write_text(self.metrics_file, "\r\n".join(lines) + "\r\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpmctl.errors import CheckpointError, ConfigError
+from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.rows import nearest
 from ddpmctl.runfile import config_layer, resolve
 
@@ -119,15 +120,32 @@ def generate(
     labels: Sequence[int] | None = None,
     batch_size: int = 64,
     options: dict[str, Any] | None = None,
+    on_smaller: Callable[[int], object] = lambda batch_size: None,
 ) -> Iterator[Generated]:
     """Make ``n`` images of ``shape`` (C, H, W), yielding after every step of every batch.
 
     Image i depends on (seed, i) alone. ``labels``: a class for each image. A batch is finished where ``state.t`` is 0.
+    When memory runs out, the batch is begun again with half its images, and ``on_smaller`` is told how many they are;
+    raises the device's own error when one image is too much.
     """
     grid = spaced_timesteps(denoiser.schedule.timesteps, steps)
-    for start in range(0, n, batch_size):
-        images = range(start, min(start + batch_size, n))
+
+    def walk(images: range) -> Iterator[Generated]:
         noise = ImageNoise(seed, images, shape, device)
         label = torch.tensor([labels[i] for i in images], device=device) if labels is not None else None
         for state in SAMPLERS[sampler](denoiser, noise(), grid, noise=noise, label=label, **(options or {})):
             yield Generated(images, state)
+
+    start = 0
+    while start < n:
+        images = range(start, min(start + batch_size, n))
+        try:
+            yield from walk(images)
+            start = images.stop
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(images) == 1:
+                raise
+        batch_size = -(-len(images) // 2)
+        free_cached(device.type)
+        on_smaller(batch_size)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
@@ -17,32 +17,47 @@ from ddpmctl.core.losses import denoising_loss
 from ddpmctl.core.noise import derive_seed, derived_generator
 from ddpmctl.core.optim import LR_SCHEDULES
 from ddpmctl.data.batches import Batches
+from ddpmctl.memory import free_cached, out_of_memory
 
 
 class TrainStep(NamedTuple):
-    """One optimiser step; it is not ``applied`` where loss or gradients are not finite."""
+    """One optimiser step.
+
+    It is not ``applied`` where loss or gradients are not finite; then network, average and optimiser are as before.
+    Where it made the weights themselves overflow it is not ``sound``: the network is lost, the average is not touched.
+    ``largest``: the parameter with the largest gradient, or with the first that is no number.
+    """
 
     step: int
     loss: float
     grad_norm: float
     lr: float
     applied: bool
+    sound: bool
+    largest: str
 
 
 @dataclass
 class TrainState:
-    """All that changes while training; with the configuration and the data it determines the rest of the run."""
+    """All that changes while training; with the configuration and the data it determines the rest of the run.
+
+    ``rollbacks``: how often the run went back to a checkpoint after it diverged; each halves the learning rate and
+    gives other draws. ``parts``: how many pieces a batch is cut into, so that it fits into memory.
+    """
 
     net: nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0
+    rollbacks: int = 0
+    parts: int = 1
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dict for a checkpoint."""
         return {
             "step": self.step,
+            "rollbacks": self.rollbacks,
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -61,45 +76,118 @@ class TrainState:
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.step = int(state["step"])
+        self.step, self.rollbacks = int(state["step"]), int(state.get("rollbacks", 0))
+
+    def restart(self, net: nn.Module) -> None:
+        """Back to step 0 with the weights of ``net``; rollbacks and parts stay."""
+        self.net.load_state_dict(net.state_dict())
+        self.ema.load_state_dict({"net": net.state_dict(), "steps": 0})
+        self.optimizer.state.clear()
+        self.step = 0
+
+    def first_not_finite(self) -> str | None:
+        """Where network, average or optimiser hold something that is no number; None: nowhere."""
+        moments = {
+            f"{kind} of parameter {i}": value
+            for i, kinds in self.optimizer.state_dict()["state"].items()
+            for kind, value in kinds.items()
+        }
+        for where, tensors in (
+            ("network", self.net.state_dict()),
+            ("average", self.ema.net.state_dict()),
+            ("optimiser", moments),
+        ):
+            if not all_finite(tensors.values()):
+                bad = next(name for name, value in tensors.items() if not all_finite([value]))
+                return f"{where}: {bad}"
+        return None
 
 
 def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig) -> Iterator[TrainStep]:
     """Train from ``state.step`` to the end. Ho et al. 2020, algorithm 1.
 
-    Every draw follows from (seed, step, purpose): stopping and going on changes nothing.
+    Every draw follows from (seed, step, rollbacks, purpose): stopping and going on changes nothing.
     """
-    train, seed, kind, parts = config.train, config.seed, config.diffusion.loss, config.train.grad_accum
-    timesteps, device = denoiser.schedule.timesteps, next(state.net.parameters()).device
+    train = config.train
     while state.step < train.steps:
         step = state.step + 1
-        lr = train.lr * LR_SCHEDULES[train.lr_schedule](step, train.steps, train.lr_warmup)
+        lr = train.lr * LR_SCHEDULES[train.lr_schedule](step, train.steps, train.lr_warmup) * 0.5**state.rollbacks
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(derive_seed(seed, step, "dropout"))
-        x0, label = batches(step)
-        t = torch.randint(1, timesteps + 1, (len(x0),), generator=derived_generator(seed, step, "t"))
-        eps = torch.randn(x0.shape, generator=derived_generator(seed, step, "eps"))
+        buffers = [buffer.clone() for buffer in state.net.buffers()]
+        loss = add_gradients(state, denoiser, batches, config)
+        state.scaler.unscale_(state.optimizer)
 
-        state.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=device)
+        named = [(name, p.grad) for name, p in state.net.named_parameters() if p.grad is not None]
+        grads = [grad for _, grad in named]
+        norms = torch.stack(torch._foreach_norm(grads))
+        norm = torch.linalg.vector_norm(norms)
+        if train.grad_clip:
+            torch._foreach_mul_(grads, (train.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        loss_now, grad_norm, largest = torch.stack([loss, norm, norms.argmax().float()]).tolist()
+        applied, sound = math.isfinite(loss_now) and math.isfinite(grad_norm), True
+        if applied:
+            state.scaler.step(state.optimizer)
+            sound = all_finite([*state.net.parameters(), *state.net.buffers()])
+            if sound:
+                state.ema.update(state.net)
+        else:
+            restore_buffers(state.net, buffers)
+        state.scaler.update()
+        state.step = step
+        yield TrainStep(step, loss_now, grad_norm, lr, applied, sound, named[int(largest)][0])
+
+
+def add_gradients(state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig) -> Tensor:
+    """Gradients of the step that comes next, in the parameters; returns the loss, a scalar on the device.
+
+    When memory runs out, ``state.parts`` is doubled and the step done again: the batch stays what it was. Raises the
+    device's own error when one image is too much.
+    """
+    step, kind, device = state.step + 1, config.diffusion.loss, next(state.net.parameters()).device
+    draw = (config.seed, step, state.rollbacks)
+    x0, label = batches(step)
+    t = torch.randint(1, denoiser.schedule.timesteps + 1, (len(x0),), generator=derived_generator(*draw, "t"))
+    eps = torch.randn(x0.shape, generator=derived_generator(*draw, "eps"))
+    buffers = [buffer.clone() for buffer in state.net.buffers()]
+
+    def accumulate(parts: int) -> Tensor:
+        torch.manual_seed(derive_seed(*draw, "dropout"))
+        total = torch.zeros((), device=device)
         labels = label.tensor_split(parts) if label is not None else [None] * parts
         for x0_part, t_part, eps_part, label_part in zip(
             x0.tensor_split(parts), t.tensor_split(parts), eps.tensor_split(parts), labels, strict=True
         ):
             on_device = label_part.to(device) if label_part is not None else None
-            part_loss = denoising_loss(denoiser, x0_part.to(device), t_part, eps_part.to(device), on_device, loss=kind)
-            part_loss = part_loss * (len(x0_part) / len(x0))
-            state.scaler.scale(part_loss).backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.detach()
+            loss = denoising_loss(denoiser, x0_part.to(device), t_part, eps_part.to(device), on_device, loss=kind)
+            loss = loss * (len(x0_part) / len(x0))
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
 
-        state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.net.parameters(), train.grad_clip or math.inf, foreach=True)
-        loss_now, grad_norm = torch.stack([loss, norm]).tolist()
-        applied = math.isfinite(loss_now) and math.isfinite(grad_norm)
-        if applied:
-            state.scaler.step(state.optimizer)
-            state.ema.update(state.net)
-        state.scaler.update()
-        state.step = step
-        yield TrainStep(step, loss_now, grad_norm, lr, applied)
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        try:
+            return accumulate(min(state.parts, len(x0)))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or state.parts >= len(x0):
+                raise
+        # Out of the handler, whose error still holds what the failed attempt had in memory.
+        state.parts = min(2 * state.parts, len(x0))
+        state.optimizer.zero_grad(set_to_none=True)
+        restore_buffers(state.net, buffers)
+        free_cached(device.type)
+
+
+@torch.no_grad()
+def restore_buffers(net: nn.Module, kept: Iterable[Tensor]) -> None:
+    """Put batch-norm statistics back to what they were."""
+    for buffer, before in zip(net.buffers(), kept, strict=True):
+        buffer.copy_(before)
+
+
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number is finite; one wait for the device. Tensors of integers are."""
+    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return not floats or bool(torch.stack(torch._foreach_norm(floats, ord=math.inf)).isfinite().all())

@@ -18,7 +18,7 @@ from PIL import Image
 from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
-from helpers import write_images
+from helpers import spoil_gradients, write_images
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -221,15 +221,7 @@ def test_fp16_scales_the_loss_skips_steps_and_resumes(photos, tiny):
 
 
 def test_a_step_whose_gradients_are_not_finite_changes_nothing(photos, tiny, monkeypatch):
-    from ddpmctl import training
-
-    plain = training.denoising_loss
-    calls = iter(range(1, 100))
-
-    def spoilt(*args: object, **kwargs: object) -> torch.Tensor:
-        return plain(*args, **kwargs) * (float("nan") if next(calls) == 2 else 1)
-
-    monkeypatch.setattr(training, "denoising_loss", spoilt)
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step == 2)
     command = ["train", str(photos), "-c", str(tiny), "-q", "--out", "r", "--set", "train.save_every=1",
                "--set", "train.keep=9", "--set", "train.log_every=1", "--steps", "3"]  # fmt: skip
     assert main(command) == 0
@@ -378,7 +370,7 @@ BAD = {
     "unknown loss": (["train", "photos", "--loss", "l3"], Exit.CONFIG, "--loss"),
     "unknown flag": (["train", "photos", "--stepz", "3"], Exit.CONFIG, "--stepz"),
     "bad --set": (["train", "photos", "--set", "steps"], Exit.CONFIG, "section.key=value"),
-    "nothing to resume": (["train", "photos", "--resume"], Exit.OUTPUT, "nothing to resume"),
+    "nothing to resume": (["train", "photos", "--resume"], Exit.CHECKPOINT, "nothing to resume"),
     "unwritable place": (["train", "photos", "--out", "photos/dogs/image 0.png/run"], Exit.OUTPUT, "image 0.png"),
     "a text as data": (["train", "typo.yaml"], Exit.DATA, "typo.yaml"),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ddpmctl.cli import console
 
 if TYPE_CHECKING:
-    from ddpmctl.run import Run
+    from ddpmctl.run import Event, Run
 
 
 def summary(run: Run) -> None:
@@ -20,7 +20,7 @@ def summary(run: Run) -> None:
     config, train = run.config, run.config.train
     parameters = sum(p.numel() for p in run.state.net.parameters())
     channels, height, width = run.image_shape
-    epochs = train.steps * train.batch_size / len(run.dataset.images)
+    epochs = run.batches.epoch_of(train.steps)
     kind = f"{len(run.class_names)} classes" if run.class_names else "unconditional"
     diffusion = config.diffusion
     rows = [
@@ -34,6 +34,9 @@ def summary(run: Run) -> None:
         ("saved to", f"{run.folder.path}  (checkpoint every {train.save_every:,} steps, "
                      + (f"grid every {train.sample_every:,})" if train.sample_every else "grid at the end)")),
     ]  # fmt: skip
+    if run.validation:
+        every = f"every {train.val_every:,} steps" if train.val_every else "at the end"
+        rows.insert(2, ("held out", f"{len(run.validation.held):,} images, to measure val_loss on {every}"))
     if run.state.step:
         rows.append(("resumed", f"from step {run.state.step:,}"))
     for name, text in rows:
@@ -42,6 +45,36 @@ def summary(run: Run) -> None:
         console.warn(line)
     if not plot.available():
         console.warn(f"no loss.png: {plot.MISSING} ({plot.REMEDY})")
+
+
+class Shown:
+    """What a run's events look like on the screen."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.meter = run, Meter(run.config.train.batch_size)
+
+    def event(self, bar: console.Bar, event: Event) -> None:
+        """Show one event on, above or beside the bar."""
+        from ddpmctl.preview import Busy
+        from ddpmctl.run import Notice, Saved
+        from ddpmctl.training import TrainStep
+        from ddpmctl.validation import Validated
+
+        if isinstance(event, TrainStep):
+            bar.describe("training")
+            bar.update(event.step, self.meter.text(event.loss, event.lr))
+            return
+        self.meter.pause()
+        if isinstance(event, Busy):
+            bar.describe(f"{event.what} {event.done}/{event.total}")
+        elif isinstance(event, Notice):
+            console.warn(event.text)
+            bar.update(self.run.state.step)  # it may have gone back
+        elif isinstance(event, Validated):
+            quarters = " ".join(f"{loss:.4f}" for loss in event.quarters)
+            bar.note(f"step {self.run.state.step:,}: held-out loss {event.loss:.4f} (by quarter of t: {quarters})")
+        elif isinstance(event, Saved) and event.path.suffix == ".png":
+            bar.note(f"step {self.run.state.step:,}: {event.path}")
 
 
 class Meter:
@@ -68,6 +101,7 @@ class Meter:
 def rehearse(run: Run) -> None:
     """A step and a sample of two steps; report memory and expected time."""
     from ddpmctl.describe import memory_text, time_text
+    from ddpmctl.preflight import preflight
     from ddpmctl.training import train_steps
 
     train, first = run.config.train, run.state.step
@@ -75,6 +109,8 @@ def rehearse(run: Run) -> None:
     if remaining <= 0:
         console.note(f"nothing to do: the run has {first:,} steps. Nothing was written.")
         return
+    for notice in preflight(run):
+        console.warn(notice.text)
     marks, loss = [time.monotonic()], math.nan
     for done in train_steps(run.state, run.denoiser, run.batches, run.config):
         loss = done.loss
@@ -85,7 +121,7 @@ def rehearse(run: Run) -> None:
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[1] - marks[0]
     steps, n = min(2, run.config.diffusion.timesteps), min(train.samples, train.batch_size)
     started = time.monotonic()
-    for _, state in run.sample_average(n, steps):
+    for _, state in run.grid.walk(run.average, n, steps):
         state.x_t.cpu()  # waits for the device
     step_seconds = (time.monotonic() - started) / steps * -(-train.samples // n)
     grid_seconds = step_seconds * min(train.sample_steps, run.config.diffusion.timesteps)

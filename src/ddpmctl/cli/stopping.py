@@ -1,29 +1,48 @@
-"""Signals that ask a run to stop: they are noted, and the loop ends at the next step boundary."""
+"""What asks a run to stop: signals, and the time that it was given. The loop asks, and ends at a step boundary."""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 from ddpmctl.cli import console
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class StopFlag:
-    """``with StopFlag() as stop:`` then ask ``stop.name``, None until a signal came. A second Ctrl-C interrupts."""
+    """``with StopFlag() as stop:`` then ask ``stop.reason()``, None until there is one. A second Ctrl-C interrupts.
 
-    def __init__(self) -> None:
-        self.name: str | None = None
+    ``deadline``: a time of ``time.monotonic()``, and ``limit`` what to call it.
+    """
+
+    def __init__(self, deadline: float | None = None, limit: str = "") -> None:
+        self._deadline, self._limit = deadline, limit
+        self._signal: str | None = None
+
+    def reason(self) -> str | None:
+        """The name of the signal that came, or the limit that has passed."""
+        if self._signal is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            return self._limit
+        return self._signal
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
+        if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-        console.note(f"{self.name}: saving after this step; Ctrl-C again leaves at once")
+        self._signal = signal.Signals(number).name
+        if not console.is_quiet():
+            # Not by way of sys.stdout: the signal may have come while that was being written to.
+            text = f"\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n"
+            with suppress(OSError):  # nobody is listening any more
+                os.write(2, text.encode())
 
     def __enter__(self) -> StopFlag:
-        self._before = {getattr(signal, n): signal.getsignal(getattr(signal, n)) for n in _NAMES if hasattr(signal, n)}
+        numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+        # What the caller ignores stays ignored: `nohup` and `command &` of a script ask for that.
+        self._before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
         for number in self._before:
             signal.signal(number, self._handle)
         return self

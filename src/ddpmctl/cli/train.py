@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
-from ddpmctl.cli.run_report import Meter, rehearse, summary
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
+from ddpmctl.cli.run_report import Shown, rehearse, summary
+from ddpmctl.errors import Exit
+from ddpmctl.parsing import parse_duration
 
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
@@ -38,6 +42,7 @@ def train(
     prediction: Annotated[str | None, typer.Option(metavar=choices("core.prediction", "PREDICTIONS"), help="What the network predicts.  [default: eps]", autocompletion=complete("core.prediction", "PREDICTIONS"), rich_help_panel=_DIFFUSION)] = None,
     seed: Annotated[str | None, typer.Option(metavar="COUNT", help="Everything random follows from it.  [default: 0]", rich_help_panel=_RUNNING)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the run file; repeatable.")] = None,
+    max_time: Annotated[int | None, typer.Option(metavar="TIME", help="Save and stop after 3h50m, 90m, 1d12h; go on with --resume.", parser=reading(parse_duration), rich_help_panel=_RUNNING)] = None,
     resume: Annotated[bool, switch("--resume", "Go on where the run folder stopped.", _RUNNING)] = False,
     force: Annotated[bool, switch("--force", "Resume though what is learned has changed.", _RUNNING)] = False,
     overwrite: Annotated[bool, switch("--overwrite", "Replace the run folder.", _RUNNING)] = False,
@@ -61,70 +66,114 @@ def train(
         },
         settings or [],
     )  # fmt: skip
-    folder, run_config, content = _settle(data, config, out, flags, resume=resume, overwrite=overwrite)
-    run = _prepare(run_config, folder, content, force=force)
-    summary(run)
-    if dry_run:
-        rehearse(run)
-        return 0
-    if overwrite and folder.exists() and not resume:
-        folder.clear()
-    return _train(run)
+    started = time.monotonic()
+    layers = _layers(data, config, flags)
+    folder = _folder(data, out, layers, resume=resume)
+    try:
+        if folder.is_run() and not dry_run:
+            folder.lock()  # before anything is read that another process may be changing
+        run_config, content = _settle(folder, layers, resume=resume, overwrite=overwrite)
+        run = _prepare(run_config, folder, content, resume=resume, force=force)
+        summary(run)
+        if dry_run:
+            rehearse(run)
+            return 0
+        if run.finished():
+            console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
+            return 0
+        folder.lock()
+        if not resume:
+            _clear(folder, overwrite=overwrite)
+        return _train(run, started + max_time if max_time else None)
+    finally:
+        folder.unlock()
 
 
-def _settle(
-    data: Path | None, config: Path | None, out: Path | None, flags: Layer, *, resume: bool, overwrite: bool
-) -> tuple[RunFolder, RunConfig, tuple[Path, dict[str, Any]] | None]:
-    """Which folder, which settings, and which checkpoint to go on from. Reads, but writes nothing."""
-    from ddpmctl.errors import CheckpointError, ConfigError, OutputError
-    from ddpmctl.files import check_place
-    from ddpmctl.runfile import Layer, check_size, config_layer, read_run_file
-    from ddpmctl.runfile import resolve as merge
+def _layers(data: Path | None, config: Path | None, flags: Layer) -> list[Layer]:
+    """The settings that were typed, those that count least first: run file, DATA, flags."""
+    from ddpmctl.runfile import Layer, read_run_file
     from ddpmctl.runfolder import RunFolder
 
     layers = [read_run_file(config)] if config else []
+    if data is not None and not RunFolder(data).is_run():
+        layers.append(Layer({"data.path": str(data)}, {"data.path": "DATA"}))
+    return [*layers, flags]
+
+
+def _folder(data: Path | None, out: Path | None, layers: list[Layer], *, resume: bool) -> RunFolder:
+    """Where the run is or will be: --out, a run folder given as DATA, or runs/ and the name of the images."""
+    from ddpmctl.errors import CheckpointError, ConfigError
+    from ddpmctl.files import check_place
+    from ddpmctl.runfolder import RunFolder
+
     is_run = data is not None and RunFolder(data).is_run()
     if is_run and not resume:
         raise ConfigError(f"{data}: a run folder, not a folder of images", "add --resume to go on with it")
-    if data is not None and not is_run:
-        layers.append(Layer({"data.path": str(data)}, {"data.path": "DATA"}))
-    layers.append(flags)
     if out is None:
         path = next((layer.values["data.path"] for layer in reversed(layers) if layer.values.get("data.path")), None)
         out = data if is_run else Path("runs") / _name_of(Path(str(path))) if path else None
     if out is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
-
-    folder, content = RunFolder(out), None
-    if resume:
-        if not folder.is_run():
-            raise OutputError(
-                f"{out}: nothing to resume, no run.yaml there", "leave --resume out, or name the run with --out"
-            )
-        content = folder.newest_good(console.warn)
-        if content is None and folder.checkpoint_files():
-            raise CheckpointError(
-                f"{out}: none of its checkpoints can be read", "bring one back, or start again with --overwrite"
-            )
-        layers.insert(
-            0, config_layer(content[1]["config"], str(content[0])) if content else read_run_file(folder.run_file)
+    folder = RunFolder(out)
+    if resume and not folder.is_run():
+        raise CheckpointError(
+            f"{out}: nothing to resume, no run.yaml there", "leave --resume out, or name the run with --out"
         )
     check_place(out)
-    settled = merge(*layers)
+    return folder
+
+
+def _settle(
+    folder: RunFolder, layers: list[Layer], *, resume: bool, overwrite: bool
+) -> tuple[RunConfig, tuple[Path, dict[str, Any]] | None]:
+    """Which settings, and which checkpoint to go on from. Reads, but writes nothing."""
+    from ddpmctl.errors import CheckpointError, ConfigError
+    from ddpmctl.runfile import check_size, read_run_file
+    from ddpmctl.runfile import resolve as merge
+
+    content = None
+    if resume:
+        content = folder.newest_good(lambda problem: console.warn(f"{problem}: trying the one before"))
+        if content is None and folder.checkpoint_files():
+            raise CheckpointError(
+                f"{folder.path}: none of its checkpoints can be read", "bring one back, or start again with --overwrite"
+            )
+        layers = [read_run_file(folder.run_file), *layers]
+    config = merge(*layers)
     if resume and content is None:
         rows = folder.read_metrics()
-        if rows and int(rows[-1]["step"]) >= settled.train.save_every:
-            raise CheckpointError(f"{out}: its checkpoints are gone", "bring one back, or start again with --overwrite")
-        console.warn(f"{out}: no checkpoint yet, so it starts from step 0")
-    if settled.data.path is None:
+        if rows and int(rows[-1]["step"]) >= config.train.save_every:
+            raise CheckpointError(
+                f"{folder.path}: its checkpoints are gone", "bring one back, or start again with --overwrite"
+            )
+        console.warn(f"{folder.path}: no checkpoint yet, so it starts from step 0")
+    if config.data.path is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
-    if not resume and folder.exists() and not (overwrite and folder.is_run()):
-        raise OutputError(
-            f"{out}: exists", "add --resume to go on, --overwrite to replace a run, or give another --out"
-        )
-    if settled.data.size != "auto":
-        check_size(settled, settled.data.size)
-    return folder, settled, content
+    if not resume:
+        _check_free(folder, overwrite=overwrite)
+    if config.data.size != "auto":
+        check_size(config, config.data.size)
+    return config, content
+
+
+def _check_free(folder: RunFolder, *, overwrite: bool) -> None:
+    """Raise OutputError where a new run would replace something that it was not told to replace."""
+    from ddpmctl.errors import OutputError
+
+    if not folder.exists() or (overwrite and folder.is_run()):
+        return
+    if overwrite:
+        raise OutputError(f"{folder.path}: exists and is no run folder of ddpmctl", "give another --out")
+    raise OutputError(
+        f"{folder.path}: exists", "add --resume to go on, --overwrite to replace a run, or give another --out"
+    )
+
+
+def _clear(folder: RunFolder, *, overwrite: bool) -> None:
+    """Make room for a new run; looks again, for another process may have begun one here meanwhile."""
+    _check_free(folder, overwrite=overwrite)
+    if folder.exists():
+        folder.clear()
 
 
 def _name_of(data: Path) -> str:
@@ -133,7 +182,9 @@ def _name_of(data: Path) -> str:
     return (full.name if full.is_dir() else full.stem) or "run"
 
 
-def _prepare(config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, *, force: bool) -> Run:
+def _prepare(
+    config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, *, resume: bool, force: bool
+) -> Run:
     """Load the images, build the run, and take over the checkpoint."""
     from ddpmctl.build import precision_name, resolve_device, resolve_precision
     from ddpmctl.errors import ConfigError
@@ -144,7 +195,7 @@ def _prepare(config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str
 
     # Pinned, so that a resumed run computes as it began.
     precision = precision_name(resolve_precision(config.precision, resolve_device(config.device)))
-    dataset = _load(config)
+    dataset = _load(config, folder if resume else None)
     found = {"size": dataset.size, "channels": dataset.channels}
     config = config.model_copy(update={"precision": precision, "data": config.data.model_copy(update=found)})
     check_size(config, dataset.size)
@@ -161,54 +212,44 @@ def _prepare(config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str
     return run
 
 
-def _load(config: RunConfig) -> ImageDataset:
+def _load(config: RunConfig, resumed: RunFolder | None) -> ImageDataset:
     from ddpmctl.data.dataset import load_images
+    from ddpmctl.errors import DataError
 
     assert config.data.path is not None
-    with console.reading() as progress:
-        return load_images(config.data, Path(config.data.path), progress=progress)
+    path = Path(config.data.path)
+    try:
+        with console.reading() as progress:
+            return load_images(config.data, path, progress=progress)
+    except DataError as error:
+        if resumed is None or path.exists():
+            raise
+        again = shlex.join(["ddpmctl", "train", "NEW-PLACE", "--resume", "--out", str(resumed.path)])
+        raise DataError(error.problem, f"if the images have moved: {again}") from error
 
 
-def _train(run: Run) -> int:
+def _train(run: Run, deadline: float | None) -> int:
     """Consume the run's events: bar, notes, and a clean stop."""
     from ddpmctl.cli.stopping import StopFlag
-    from ddpmctl.errors import Exit
-    from ddpmctl.run import PreviewStep, Saved
-    from ddpmctl.runfile import to_yaml
-    from ddpmctl.training import TrainStep
+    from ddpmctl.preflight import preflight
 
     train, folder = run.config.train, run.folder
-    if run.finished():
-        console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
-        return 0
-    folder.create()
-    folder.write_text(folder.run_file, to_yaml(run.config))
-    folder.write_bad_images(run.dataset.report.bad)
-    folder.rewind(run.state.step)
-    meter = Meter(train.batch_size)
-    with StopFlag() as stop, console.bar("training", train.steps, run.state.step) as bar:
-        for event in run.train():
-            if isinstance(event, TrainStep):
-                bar.describe("training")
-                bar.update(event.step, meter.text(event.loss, event.lr))
-            else:
-                meter.pause()
-            if isinstance(event, PreviewStep):
-                bar.describe(f"sampling {event.done}/{event.total}")
-            elif isinstance(event, Saved) and event.path.suffix == ".png":
-                bar.note(f"step {run.state.step:,}: {event.path}")
-            if stop.name and not run.saved():
-                run.save()
-            if stop.name:
+    run.begin()
+    shown = Shown(run)
+    with StopFlag(deadline, "--max-time") as stop, console.bar("training", train.steps, run.state.step) as bar:
+        for event in itertools.chain(preflight(run), run.train()):
+            shown.event(bar, event)
+            if stop.reason():
+                if not run.saved():
+                    run.save()
                 break
-    again = shlex.join(["ddpmctl", "train", "--resume", str(folder.path)])
-    if stop.name and not run.finished():
-        console.note(f"stopped at step {run.state.step:,} by {stop.name}, saved. Go on with:  {again}")
+    if stop.reason() and not run.finished():
+        again = shlex.join(["ddpmctl", "train", "--resume", str(folder.path)])
+        console.note(f"stopped at step {run.state.step:,} by {stop.reason()}, saved. Go on with:  {again}")
         return Exit.STOPPED
     console.note(
         f"done: {folder.path}, checkpoint {folder.checkpoint_file(run.state.step).name}. Sample with:", "green"
     )
-    console.note(
-        "  " + shlex.join(["ddpmctl", "sample", str(folder.path), "-n", "64", "-o", f"{folder.path.name}.png"])
-    )
+    name = folder.path.resolve().name or "samples"
+    console.note("  " + shlex.join(["ddpmctl", "sample", str(folder.path), "-n", "64", "-o", f"{name}.png"]))
     return 0

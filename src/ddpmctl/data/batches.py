@@ -8,6 +8,7 @@ import torch
 
 from ddpmctl.core.noise import derived_generator
 from ddpmctl.data.dataset import ImageDataset
+from ddpmctl.images import from_uint8
 
 
 class Batch(NamedTuple):
@@ -24,10 +25,21 @@ class Batches:
     k % N of that epoch's permutation, which follows from (seed, epoch). So every image comes once an epoch, a
     batch may cross the border of epochs, and N may be smaller than the batch. With ``hflip`` each sample is
     mirrored left to right with probability 1/2, by (seed, step).
+
+    ``members``: indices of the N images to use, int64 (N,); all of the data set where None.
     """
 
-    def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, hflip: bool = False) -> None:
-        if batch_size < 1 or len(dataset) < 1:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        seed: int,
+        hflip: bool = False,
+        *,
+        members: torch.Tensor | None = None,
+    ) -> None:
+        self.members = torch.arange(len(dataset)) if members is None else members
+        if batch_size < 1 or len(self.members) < 1:
             raise ValueError("batches need images and a positive batch size")
         self.dataset, self.batch_size, self.seed, self.hflip = dataset, batch_size, seed, hflip
         self._orders: dict[int, torch.Tensor] = {}
@@ -39,8 +51,7 @@ class Batches:
         if self.hflip:
             mirrored = self.flips(step)
             pixels[mirrored] = pixels[mirrored].flip(-1)
-        x0 = pixels.to(torch.float32).div_(127.5).sub_(1)
-        return Batch(x0, None if self.dataset.labels is None else self.dataset.labels[chosen])
+        return Batch(from_uint8(pixels), None if self.dataset.labels is None else self.dataset.labels[chosen])
 
     __getitem__ = __call__
 
@@ -51,7 +62,7 @@ class Batches:
         number, end = (step - 1) * self.batch_size, step * self.batch_size
         parts = []
         while number < end:
-            epoch, place = divmod(number, len(self.dataset))
+            epoch, place = divmod(number, len(self.members))
             parts.append(self._order(epoch)[place : place + end - number])
             number += len(parts[-1])
         return torch.cat(parts)
@@ -62,11 +73,11 @@ class Batches:
 
     def epoch_of(self, step: int) -> float:
         """How many times the data has been gone through when ``step`` is done."""
-        return step * self.batch_size / len(self.dataset)
+        return step * self.batch_size / len(self.members)
 
     def _order(self, epoch: int) -> torch.Tensor:
         """The permutation of one epoch; the latest is kept, for the next steps need it again."""
         if epoch not in self._orders:
             generator = derived_generator(self.seed, "order", epoch)
-            self._orders = {epoch: torch.randperm(len(self.dataset), generator=generator)}
+            self._orders = {epoch: self.members[torch.randperm(len(self.members), generator=generator)]}
         return self._orders[epoch]

@@ -1,0 +1,68 @@
+"""When training stops being numbers: how long to wait, and what to tell the user."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ddpmctl.training import TrainStep
+
+LOSS_SCALING = 5
+"""With fp16 so many times the patience: its loss scaling skips steps until it has found its scale."""
+
+_REMEMBERED = 5
+
+
+class Watch:
+    """Counts steps in a row that could not be applied, and remembers the last good ones.
+
+    ``patience``: how many may come in a row. ``scaling``: the loss is scaled, so that some are to be expected.
+    """
+
+    def __init__(self, patience: int, *, scaling: bool) -> None:
+        self.patience = patience * (LOSS_SCALING if scaling else 1)
+        self.in_a_row = 0
+        self.good: deque[TrainStep] = deque(maxlen=_REMEMBERED)
+        self.last: TrainStep | None = None
+
+    def add(self, done: TrainStep) -> None:
+        """Take in a step."""
+        self.last = done
+        self.in_a_row = 0 if done.applied else self.in_a_row + 1
+        if done.applied and done.sound:
+            self.good.append(done)
+
+    def diverged(self) -> bool:
+        """Whether the run cannot go on from here."""
+        return self.in_a_row >= self.patience or (self.last is not None and not self.last.sound)
+
+    def reset(self) -> None:
+        """Forget the steps that were taken back."""
+        self.in_a_row, self.last = 0, None
+        self.good.clear()
+
+    def problem(self) -> str:
+        """What happened, in a line: step, loss before, and the layer with the largest gradient."""
+        assert self.last is not None
+        what = f"gradients or loss were not finite {self.in_a_row} steps in a row"
+        if not self.last.sound:
+            what = "the weights overflowed"
+        text = f"step {self.last.step:,}: {what}"
+        if not self.good:
+            return f"{text}, from the first step on; the first bad gradient is that of {self.last.largest}"
+        losses = ", ".join(f"{done.loss:.4g}" for done in self.good)
+        worst = max(self.good, key=lambda done: done.grad_norm)
+        return (
+            f"{text}; the losses before: {losses}; largest gradient norm {worst.grad_norm:.3g}, "
+            f"most of it in {worst.largest} at step {worst.step:,}"
+        )
+
+
+def advice(precision: str, grad_clip: float, resume: str) -> str:
+    """What to try, with the settings as they are."""
+    tries = ["a lower --lr"]
+    if not grad_clip:
+        tries.append("--set train.grad_clip=1")
+    if precision != "fp32":
+        tries.append("--precision fp32")
+    tries.append("--set train.lr_warmup=1000")
+    return f"try {', '.join(tries)}, with: {resume}"

@@ -1,0 +1,67 @@
+"""Before training proper: does a step fit into memory, and a grid of samples?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ddpmctl.core.losses import denoising_loss
+from ddpmctl.memory import available_bytes, peak_bytes
+from ddpmctl.run import Notice, Run
+from ddpmctl.training import add_gradients, restore_buffers
+
+_SMALL, _LARGE = 2, 4
+"""Images of the two trials from which the need of a whole batch is reckoned."""
+
+_MARGIN = 0.9
+"""Share of the free memory that a step may take."""
+
+
+def preflight(run: Run) -> Iterator[Notice]:
+    """Try the first step and the first sample, and leave the run as it was.
+
+    Where a GPU runs out of memory, the batch is cut into more parts. Main memory is reckoned first: the system would not
+    say that there is too little of it, but end the process. Raises the device's own error when one image is too much.
+    """
+    parts = run.state.parts
+    buffers = [buffer.clone() for buffer in run.state.net.buffers()]
+    if run.device.type == "cpu":
+        yield from _fit_main_memory(run)
+    # Adam's moments come with the first update: hold their room while trying.
+    moments = [] if run.state.optimizer.state else [torch.empty_like(p) for p in run.state.net.parameters() for _ in "mv"]
+    add_gradients(run.state, run.denoiser, run.batches, run.config)
+    next(iter(run.grid.walk(run.average, run.config.train.samples, run.grid.steps)))
+    del moments
+    run.state.optimizer.zero_grad(set_to_none=True)
+    restore_buffers(run.state.net, buffers)
+    if run.state.parts != parts:
+        yield from run.keep_parts("out of memory")
+
+
+def _fit_main_memory(run: Run) -> Iterator[Notice]:
+    """More parts where two small trials say that a batch would take more main memory than there is."""
+    batch, free = run.config.train.batch_size, available_bytes()
+    micro = -(-batch // run.state.parts)
+    if free is None or micro <= _LARGE:
+        return
+    _pass(run, _SMALL)  # gradients and libraries take their room at the first
+    small, large = (peak_bytes(lambda n=n: _pass(run, n)) for n in (_SMALL, _LARGE))  # type: ignore[misc]
+    if not small or not large or large <= small:
+        return  # too little to be seen, or not to be measured here
+    each = (large - small) / (_LARGE - _SMALL)
+    weights = sum(p.numel() * p.element_size() for p in run.state.net.parameters())
+    room = _MARGIN * free - (0 if run.state.optimizer.state else 2 * weights) - small
+    fits = max(1, _SMALL + int(room / each))
+    if fits < micro:
+        run.state.parts = -(-batch // fits)
+        need = small + each * (micro - _SMALL)
+        yield from run.keep_parts(f"{micro} images at once would take {need / 2**30:.1f} GiB of {free / 2**30:.1f} free")
+
+
+def _pass(run: Run, n: int) -> None:
+    """Forwards and backwards with ``n`` images; gradients stay allocated."""
+    x0 = torch.zeros(n, *run.image_shape)
+    label = torch.zeros(n, dtype=torch.int64) if run.class_names else None
+    t = torch.ones(n, dtype=torch.int64)
+    denoising_loss(run.denoiser, x0, t, torch.randn_like(x0), label, loss=run.config.diffusion.loss).backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,76 @@
+"""A loss that can be compared: held-out images, and always the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpmctl.core.denoiser import Denoiser
+from ddpmctl.core.losses import denoising_loss
+from ddpmctl.core.noise import derived_generator
+from ddpmctl.data.dataset import ImageDataset
+from ddpmctl.images import from_uint8
+
+QUARTERS = 4
+DRAWS = 64
+"""Noised images a quarter of 1..T."""
+
+MOST_HELD_OUT = 1000
+
+
+class Validated(NamedTuple):
+    """The loss on held-out images: its mean over all t, and over each quarter of 1..T, least noise first."""
+
+    loss: float
+    quarters: tuple[float, ...]
+
+
+def hold_out(n: int, share: float) -> tuple[Tensor, Tensor]:
+    """Indices (to train on, held out) of ``n`` images, int64 and sorted.
+
+    The choice follows from ``n`` and ``share`` alone, so that runs with different seeds can be compared.
+    """
+    held = min(int(n * share), MOST_HELD_OUT)
+    order = torch.randperm(n, generator=derived_generator("held out"))
+    return order[held:].sort().values, order[:held].sort().values
+
+
+class Validation:
+    """The loss of a denoiser on the held-out images ``held`` of ``dataset``; ``kind`` is a row of LOSSES.
+
+    Draw k takes image k modulo their number, a t spread evenly over its quarter, and noise that depends on k alone:
+    two networks, or two steps of a run, differ by their weights only.
+    """
+
+    def __init__(self, dataset: ImageDataset, held: Tensor, kind: str) -> None:
+        self.dataset, self.held, self.kind = dataset, held, kind
+
+    def __call__(self, denoiser: Denoiser, device: torch.device, batch_size: int) -> Iterator[Validated | None]:
+        """None after every batch, the result at the end; ``batch_size`` changes its last digits only."""
+        means = []
+        for quarter in range(QUARTERS):
+            total = 0.0
+            for start in range(0, DRAWS, batch_size):
+                draws = range(start, min(start + batch_size, DRAWS))
+                total += self._loss(denoiser, device, quarter, draws) * len(draws)
+                yield None
+            means.append(total / DRAWS)
+        yield Validated(sum(means) / QUARTERS, tuple(means))
+
+    @torch.no_grad()
+    def _loss(self, denoiser: Denoiser, device: torch.device, quarter: int, draws: range) -> float:
+        timesteps = denoiser.schedule.timesteps
+        numbers = [quarter * DRAWS + draw for draw in draws]
+        chosen = self.held[torch.tensor(numbers) % len(self.held)]
+        x0 = from_uint8(self.dataset.images[chosen])
+        label = None if self.dataset.labels is None else self.dataset.labels[chosen].to(device)
+        # Stratified: draw d of a quarter stands in the middle of its share of 1..T.
+        t = torch.tensor([1 + int((number + 0.5) / (QUARTERS * DRAWS) * timesteps) for number in numbers])
+        eps = torch.stack(
+            [torch.randn(x0.shape[1:], generator=derived_generator("validation", number)) for number in numbers]
+        )
+        return float(denoising_loss(denoiser, x0.to(device), t, eps.to(device), label, loss=self.kind))
+
