@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from rich.console import Console
 
 from ddpmctl import __version__
-from ddpmctl.cli import main
+from ddpmctl.cli import console, main
 from ddpmctl.config import RunConfig, known_keys
 from ddpmctl.errors import EXIT_MEANINGS, Exit
 from ddpmctl.runfile import flag_layer, resolve
@@ -95,7 +98,15 @@ def test_piped_output_is_plain_and_a_terminal_may_refuse_colours(photos, tiny):
     assert "36m" not in plain.stdout
 
 
-def test_ctrl_c_while_sampling_is_one_line_and_leaves_nothing(trained):
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("SIGINT", Exit.INTERRUPTED, "error: interrupted"),
+        ("SIGTERM", 143, "error: interrupted by SIGTERM"),
+        ("SIGHUP", 129, "error: interrupted by SIGHUP"),
+    ],
+)
+def test_a_signal_while_sampling_is_one_line_and_leaves_nothing(trained, name, code, said):
     command = [sys.executable, "-m", "ddpmctl", "sample", str(trained), "-n", "100000", "-o", "many.npz"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -104,11 +115,36 @@ def test_ctrl_c_while_sampling_is_one_line_and_leaves_nothing(trained):
         while not list(Path().glob(".ddpmctl*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1)  # well into the sampling, past the last import
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, name))
         _, shown = process.communicate(timeout=60)
-    assert process.returncode == Exit.INTERRUPTED
-    assert shown.strip() == "error: interrupted"
+    assert process.returncode == code
+    assert shown.strip() == said
     assert list(Path().glob("*.npz")) + list(Path().glob(".ddpmctl*")) == []
+
+
+def test_a_signal_while_a_picture_is_written_leaves_nothing(monkeypatch, capsys):
+    Image.new("L", (8, 8)).save("grey.png")
+
+    def half_saved(self, file, *rest, **options):
+        file.write(b"half a picture")
+        for _ in range(2):  # a terminal that closes sends two
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(Image.Image, "save", half_saved)
+    assert main(["noise-demo", "grey.png", "--frames", "2", "--timesteps", "10"]) == 128 + signal.SIGHUP
+    assert capsys.readouterr().err.strip() == "error: interrupted by SIGHUP"
+    assert [path.name for path in Path().iterdir()] == ["grey.png"]
+    assert signal.getsignal(signal.SIGHUP) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_nohup_ignores_stays_ignored(monkeypatch, tiny, capsys):
+    monkeypatch.setattr("ddpmctl.inspection.kind_of", lambda path: signal.raise_signal(signal.SIGHUP) or "run file")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["inspect", str(tiny)]) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_name_that_no_terminal_can_show_is_shown_escaped():
@@ -139,12 +175,60 @@ def test_shell_completion_knows_the_choices(tmp_path):
     assert done.returncode == 0 and "ddpmctl" in done.stdout
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    piped = subprocess.run(
-        f"{sys.executable} -m ddpmctl inspect --defaults | head -n 1", shell=True, capture_output=True, text=True,
-        timeout=60, check=False,
+def in_a_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The exit code is that of ddpmctl, whatever stands behind the pipe."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "DDPMCTL": f"{sys.executable} -m ddpmctl", **environment},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["inspect --defaults", "--help", "--version"])
+def test_a_reader_that_goes_away_is_no_error(command):
+    piped = in_a_shell(f"$DDPMCTL {command} | true")
     assert piped.returncode == 0 and piped.stderr == ""
+    assert in_a_shell("$DDPMCTL inspect nothing 2>&1 | true").returncode == Exit.CONFIG
+
+
+@pytest.mark.parametrize(
+    ("gone", "terminal"),
+    [("| head -n 1", "dumb"), ("| head -n 1", "xterm"), ("2>&1 | true", "xterm"), ("> /dev/full", "xterm")],
+)
+def test_training_outlives_its_reader(photos, tiny, gone, terminal):
+    line = f"$DDPMCTL train '{photos}' -c {tiny} --out run {gone}"
+    done = in_a_shell(line, FORCE_COLOR="1", TERM=terminal)  # with and without a bar
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert (Path("run") / "checkpoints" / "step-00000006.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["inspect --defaults > /dev/full", "inspect tiny.yaml > /dev/full", "--help > /dev/full", "--version >&-"],
+)
+def test_a_result_that_cannot_be_printed_is_an_error(tiny, command):
+    done = in_a_shell(f"$DDPMCTL {command}")
+    assert done.returncode == Exit.OUTPUT
+    assert done.stderr.startswith("error: stdout: cannot be written: ") and len(done.stderr.splitlines()) == 2
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    screen = io.StringIO()
+    dumb = Console(file=screen, force_terminal=True, width=100, _environ={"TERM": "dumb"})
+    monkeypatch.setattr(console, "out", dumb)
+    with console.bar("sampling", 10) as shown:
+        shown.update(10, "7/8 images")
+    assert screen.getvalue() == "sampling 10/10 7/8 images\n"
+
+
+@pytest.mark.parametrize("width", [40, 79, 100, 200])
+def test_a_bar_leaves_room_for_the_echo_of_ctrl_c(monkeypatch, width):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=screen, force_terminal=True, width=width, legacy_windows=False))
+    with console.bar("sampling", 10) as shown:
+        shown.update(10, "7/8 images")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").splitlines()
+    assert any("10/10" in line for line in lines)
+    assert max(len(line) for line in lines) <= width - 4
 
 
 def test_it_runs_as_a_module_and_as_a_script():

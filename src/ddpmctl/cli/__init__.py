@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
@@ -17,19 +20,34 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: the one place where errors become lines and numbers.
+    """Run one command and return its exit code.
 
     ``--debug`` shows the traceback of a user's error too; a bug always shows its own.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text that the terminal can show
-            stream.reconfigure(errors="backslashreplace")
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         # How long a thread that waits for others keeps its core (read when torch is loaded). With the library's own
         # choice one busy neighbour slows training on two cores 29 times; with this one 9 times, and it costs 7 %
         # on an idle machine. Giving the core up at once (PASSIVE): 4 times, but 60 % on an idle machine.
         os.environ["GOMP_SPINCOUNT"] = "10000"
+    with console.outlets():
+        try:
+            with _signals_raised():
+                code = _outcome(args)
+        except _Signalled as signalled:
+            console.error(f"interrupted by {signalled.signal.name}", "")
+            return 128 + signalled.signal  # as a shell numbers a program that a signal ended
+        if {"-h", "--help"} & set(args) or not args:
+            console.expect_result()
+        lost = console.lost_result()
+        if lost and code == Exit.OK:
+            console.error(f"stdout: cannot be written: {lost}", "free space, or send the output elsewhere")
+            return Exit.OUTPUT
+        return code
+
+
+def _outcome(args: list[str]) -> int:
+    """Exit code of one command: the one place where errors become lines and numbers."""
     try:
         code = int(app(args=args, prog_name="ddpmctl", standalone_mode=False) or Exit.OK)
         if code == Exit.INTERRUPTED:  # newer Typer turns the interrupt into a number
@@ -53,23 +71,57 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if "--debug" in args:
             console.err.print_exception()
-        console.error(
-            f"out of memory: {str(error).partition(chr(10))[0][:160]}",
-            "lower --batch-size or --size; when training, train.grad_accum=2 keeps the batch and halves the memory",
-        )
+        console.error(f"out of memory: {str(error).partition(chr(10))[0][:160]}", _memory_advice(args))
         return Exit.DEVICE
     except (KeyboardInterrupt, typer.Abort):
         console.error("interrupted", "")
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away (`| head`): keep the interpreter from complaining when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
+
+
+class _Signalled(BaseException):
+    """A signal asks the program to end; on its way up, whoever is half-way through a file removes it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP raise :class:`_Signalled`, once; later ones let the cleaning up finish.
+
+    What was ignored before (``nohup``) stays so. Python handles signals in the main thread only: elsewhere nothing changes.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main_thread and hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in ours:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Signalled(number)
+
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _help_hint(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     return f"see `{context.command_path if context else 'ddpmctl'} --help`"
+
+
+def _memory_advice(args: list[str]) -> str:
+    """Which flags of the command save memory."""
+    if "sample" in args[:1]:
+        return "lower --batch-size; for many images lower -n, or use -o folder/, which keeps none of them in memory"
+    if "train" in args[:1]:
+        return "lower --batch-size or --size; train.grad_accum=2 keeps the batch and halves the memory"
+    return "give a smaller --size, or fewer --frames" if "noise-demo" in args[:1] else "free memory"
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -19,9 +25,84 @@ PLAIN_SECONDS = 10.0
 NARROW = 80
 """Columns of a terminal below which a progress line has no bar."""
 
+_ECHO = len("^C^C")
+
 
 class _State:
     quiet = False
+    asked = False  # whether stdout carries a result, not only notes
+
+
+class Outlet:
+    """A standard stream whose end is no end of the program: once it cannot be written, all that comes is dropped.
+
+    ``fault`` is the first error: ``BrokenPipeError`` where the reader went away (``| head``), another where a disk is
+    full or a terminal gone. All else that a stream has, it has.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.fault: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        if self.fault is None:
+            try:
+                self._stream.write(text)
+            except OSError as error:
+                self._close(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop."""
+        if self.fault is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._close(error)
+
+    def _close(self, error: OSError) -> None:
+        """Lead what is still in the stream's buffer to nowhere, or the interpreter would fail on it as it exits."""
+        self.fault = error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def outlets() -> Iterator[None]:
+    """Within it nothing that is printed can fail: see :class:`Outlet`."""
+    _State.asked = False
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text that the terminal can show
+            stream.reconfigure(errors="backslashreplace")
+    # A stream that was closed before the program began is None, and everyone knows how to drop what goes there.
+    sys.stdout, sys.stderr = (cast(TextIO, Outlet(stream)) if stream else stream for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def expect_result() -> None:
+    """What goes to stdout was asked for, though it did not come through :func:`result`."""
+    _State.asked = True
+
+
+def lost_result() -> str | None:
+    """Why a result that was asked for did not get to stdout. None: it did, or its reader had enough of it."""
+    stream = sys.stdout
+    if not _State.asked:
+        return None
+    if not isinstance(stream, Outlet):
+        return "it is closed"
+    stream.flush()
+    fault = stream.fault
+    return None if fault is None or fault.errno == errno.EPIPE else fault.strerror or str(fault)
 
 
 def set_quiet(quiet: bool) -> None:
@@ -29,13 +110,20 @@ def set_quiet(quiet: bool) -> None:
     _State.quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether notes are silenced."""
+    return _State.quiet
+
+
 def result(text: str) -> None:
     """A result that was asked for: printed with ``--quiet`` too, without markup."""
+    _State.asked = True
     out.print(text, markup=False)
 
 
 def heading(text: str) -> None:
     """A heading over results."""
+    _State.asked = True
     out.print(f"[bold cyan]{escape(text)}[/]")
 
 
@@ -64,12 +152,23 @@ def error(problem: str, advice: str) -> None:
         err.print(f"  [dim]->[/] {escape(advice)}")
 
 
+class _Progress(Progress):
+    """A bar that leaves room at its right for the ``^C`` that a terminal echoes.
+
+    Without it the echo goes to the next line, and the bar is drawn again below a stale copy of itself.
+    """
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        for table in super().get_renderables():
+            yield Constrain(table, max(1, out.width - _ECHO))
+
+
 class Bar:
     """Progress of one job: a Rich bar in a terminal, plain lines at a sane pace elsewhere, nothing when quiet."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.what, self.total, self.done = what, total, done
-        self.live = out.is_terminal and not _State.quiet
+        self.live = out.is_terminal and not out.is_dumb_terminal and not _State.quiet
         self._last = time.monotonic()
         columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.description}"),
@@ -81,7 +180,7 @@ class Bar:
         ]
         if out.width < NARROW:  # the numbers matter more than the bar
             columns = [columns[0], *columns[2:4], columns[5]]
-        self._progress = Progress(*columns, console=out, disable=not self.live, expand=out.width >= NARROW)
+        self._progress = _Progress(*columns, console=out, disable=not self.live, expand=out.width >= NARROW)
         self._task = self._progress.add_task(escape(what), total=total, completed=done, info="")
 
     def start(self) -> None:
