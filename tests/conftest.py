@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ diffusion: {timesteps: 20}
 model: {base_channels: 8, channel_mults: [1, 2], num_res_blocks: 1, attention_levels: [1], dropout: 0.1, norm_groups: 4}
 train: {steps: 6, batch_size: 4, lr: 1e-3, save_every: 4, sample_every: 4, samples: 4, sample_steps: 4, log_every: 2}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images are kept in a folder of the session, by commands that tests start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDPMCTL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DDPMCTL_CACHE_SIZE", raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)

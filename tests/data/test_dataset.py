@@ -15,6 +15,7 @@ from PIL import Image
 
 from ddpmctl.config import DataConfig
 from ddpmctl.data import dataset as module
+from ddpmctl.data import pixels
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.pool import ordered_map, worker_count
 from ddpmctl.errors import ConfigError, DataError
@@ -140,18 +141,18 @@ def test_large_sets_live_in_a_file(flowers: Path, monkeypatch: pytest.MonkeyPatc
     small = load(flowers, conditional=True)
     made: list[object] = []
     memmap = np.memmap
-    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 100)
-    monkeypatch.setattr(module.np, "memmap", lambda *a, **k: made.append(a) or memmap(*a, **k))
-    large = load(flowers, conditional=True)
+    monkeypatch.setattr(pixels, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(pixels.np, "memmap", lambda *a, **k: made.append(a) or memmap(*a, **k))
+    large = load(flowers, conditional=True, cache=False)
     assert made and torch.equal(small.images, large.images) and large.images.is_contiguous()
     assert small.fingerprint == large.fingerprint
 
 
 def test_no_room_for_a_large_set(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 100)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(pixels, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(DataError, match="decoded images: too little room") as caught:
-        load(flowers)
+        load(flowers, cache=False)
     assert "TMPDIR" in caught.value.advice
 
 
@@ -173,8 +174,11 @@ def test_progress_counts_to_the_end(flowers: Path) -> None:
     load_images(DataConfig(size=4, channels=3), flowers, progress=note)
     assert calls == [(n, 40) for n in range(1, 41)]
     calls.clear()
-    load_images(DataConfig(size=4, channels="auto"), flowers, progress=note)
+    load_images(DataConfig(size="auto"), flowers, progress=note)
     assert calls == [(n, 80) for n in range(1, 81)]
+    calls.clear()
+    load_images(DataConfig(size=5, channels="auto"), flowers, progress=note)  # the first shows colour: no more headers
+    assert calls == [(1, 80), *((n, 80) for n in range(41, 81))]
 
 
 def test_bad_background_is_told_before_any_work(tmp_path: Path) -> None:

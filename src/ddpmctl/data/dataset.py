@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
+import time
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ddpmctl.config import DataConfig
-from ddpmctl.data.decode import Pixels, Probe, examine, parse_colour, quiet
+from ddpmctl.data.cache import Cache
+from ddpmctl.data.decode import Pixels, Probe, examine, parse_colour, probe
+from ddpmctl.data.entry import About, Record, Records, settled, unchanged
 from ddpmctl.data.formats import BadImage, shown
-from ddpmctl.data.pool import ordered_map
+from ddpmctl.data.pixels import PixelRows
+from ddpmctl.data.reading import read_map
 from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape, survey
 from ddpmctl.data.scan import ImageFile, Listing, find_images
 from ddpmctl.errors import DataError
-
-IN_MEMORY_BYTES = 2 * 2**30
-"""Larger sets are kept in an unnamed temporary file and paged in by the system as they are used."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +53,27 @@ class ImageDataset:
 
 
 def load_images(config: DataConfig, path: Path, *, progress: Progress | None = None) -> ImageDataset:
-    """Find and decode every image below ``path`` (a folder or ``.zip``) once, as ``config`` says.
+    """Find every image below ``path`` (a folder or ``.zip``) and decode it as ``config`` says, if it is not in the cache.
 
     ``progress`` is called in this thread with (files done, files in all), headers that have to be read first
     included. Raises :class:`DataError` when there are no images, too many are bad (one, with
     ``on_bad: error``), sizes do not agree for ``size: auto``, or classes are missing;
-    :class:`ConfigError` for a bad background.
+    :class:`ConfigError` for a bad background or a bad limit of the cache.
     """
     parse_colour(config.background)
+    cache = Cache.of_user() if config.cache else None
     listing = find_images(path)
     if config.conditional:
         _check_classes(listing)
     if config.on_bad == "error":
         for name, reason in listing.refused[:1]:
             raise _bad_image(path, name, reason)
-    size: Size
-    channels: int
-    if config.size != "auto" and config.channels != "auto":
-        size, channels, rest = config.size, config.channels, progress
-    else:
-        first = survey(listing, workers=config.workers, progress=_half(progress, 0))
-        (size, channels), rest = resolve_shape(config, first, path), _half(progress, len(listing.files))
+    stamps = listing.stamps  # before anything is read
+    size, channels, rest = _resolve(config, listing, cache, progress)
     report = DataReport.of(listing)
-    kept, images, fingerprint = _decode_all(config, listing, size, channels, report, rest)
+    with PixelRows(About.of(config, path, size, channels), stamps, cache) as rows:
+        kept, records, fingerprint = _decode_all(config, listing, rows, report, rest)
+        images = rows.finish(records)
     if not kept:
         raise no_image(report, path)
     if len(report.bad) > config.max_bad * report.total:
@@ -90,67 +86,91 @@ def load_images(config: DataConfig, path: Path, *, progress: Progress | None = N
     return ImageDataset(torch.from_numpy(images), labels, class_names, report, fingerprint)
 
 
+def _resolve(
+    config: DataConfig, listing: Listing, cache: Cache | None, progress: Progress | None
+) -> tuple[Size, int, Progress | None]:
+    """Size and channels of the images to come, and what is left of the progress. Reads headers where it must."""
+    if config.size != "auto" and config.channels != "auto":
+        return config.size, config.channels, progress
+    records = unchanged(cache.records_of(listing.root), listing.stamps) if cache else {}
+
+    def colour(so_far: DataReport) -> bool:
+        return so_far.grey < so_far.usable
+
+    first = survey(
+        listing,
+        workers=config.workers,
+        known={name: record.seen or BadImage(record.reason) for name, record in records.items()},
+        enough=None if config.size == "auto" else colour,  # one image of colour settles the channels
+        progress=_half(progress, 0),
+    )
+    size, channels = resolve_shape(config, first, listing.root)
+    return size, channels, _half(progress, len(listing.files))
+
+
 def _decode_all(
-    config: DataConfig,
-    listing: Listing,
-    size: Size,
-    channels: int,
-    report: DataReport,
-    progress: Progress | None,
-) -> tuple[list[ImageFile], Pixels, str]:
-    """Decode in threads into one array (N, C, H, W): the files kept, their pixels, the fingerprint."""
-    images = _allocate((len(listing.files), channels, *size))
+    config: DataConfig, listing: Listing, rows: PixelRows, report: DataReport, progress: Progress | None
+) -> tuple[list[ImageFile], Records, str]:
+    """Put every image into ``rows`` and ``report``: the files kept, what is now known of all, the fingerprint."""
     kept: list[ImageFile] = []
+    records: Records = {}
     digest = hashlib.sha256()
-
-    def work(file: ImageFile) -> tuple[Probe, Pixels, bytes] | BadImage:
-        try:
-            raw = reader.read(file)
-            seen, pixels = examine(raw, size=size, channels=channels, fit=config.fit, background=config.background)
-        except BadImage as bad:
-            return bad
-        return seen, pixels, hashlib.sha256(raw).digest()
-
-    with (
-        quiet(),
-        listing.reader() as reader,
-        closing(ordered_map(work, listing.files, config.workers)) as results,
-    ):
-        for done, (file, result) in enumerate(zip(listing.files, results, strict=True), start=1):
-            if isinstance(result, BadImage):
+    with closing(_each(config, listing, rows)) as results:
+        for done, (file, record, pixels) in enumerate(results, start=1):
+            if record.seen is None or pixels is None:
                 if config.on_bad == "error":
-                    raise _bad_image(listing.root, file.name, result.reason)
-                report.bad.append((shown(file.name), result.reason))
+                    raise _bad_image(listing.root, file.name, record.reason)
+                report.bad.append((shown(file.name), record.reason))
             else:
-                seen, pixels, content = result
-                images[len(kept)] = pixels.transpose(2, 0, 1)
-                digest.update(hashlib.sha256(file.name.encode("utf-8", "surrogatepass")).digest() + content)
-                report.add(file, seen, size)
+                report.add(file, record.seen, rows.about.size)
+                record = record._replace(row=rows.add(record.content, pixels))
+                name = hashlib.sha256(file.name.encode("utf-8", "surrogatepass"))
+                digest.update(name.digest() + bytes.fromhex(record.content))
                 kept.append(file)
-            if progress is not None:
+            records[file.name] = record
+            if progress is not None and (file.name not in rows.known or done == len(listing.files)):
                 progress(done, len(listing.files))
-    return kept, images[: len(kept)], digest.hexdigest()
+    return kept, records, digest.hexdigest()
 
 
-def _allocate(shape: tuple[int, ...]) -> Pixels:
-    """An uninitialised array in memory, or above ``IN_MEMORY_BYTES`` on a file that nobody can name."""
-    wanted = int(np.prod(shape, dtype=np.int64))
-    if wanted <= IN_MEMORY_BYTES:
-        return np.empty(shape, dtype=np.uint8)
-    folder = tempfile.gettempdir()
+def _each(
+    config: DataConfig, listing: Listing, rows: PixelRows
+) -> Generator[tuple[ImageFile, Record, Pixels | None], None, None]:
+    """What is known of each file and, of a usable image, its pixels (C, H, W): remembered, or decoded in threads."""
+    about, clock = rows.about, time.time_ns()
+
+    def work(raw: bytes) -> tuple[Record, Pixels | None]:
+        try:
+            seen, pixels = examine(
+                raw, size=about.size, channels=about.channels, fit=config.fit, background=config.background
+            )
+        except BadImage as bad:
+            if not bad.lasting:
+                raise
+            return Record("", _header(raw), "", bad.reason, -1), None
+        return Record("", seen, hashlib.sha256(raw).hexdigest(), "", -1), pixels.transpose(2, 0, 1)
+
+    unknown = [file for file in listing.files if file.name not in rows.known]
+    with closing(read_map(work, listing, unknown, config.workers)) as results:
+        for file in listing.files:
+            if file.name in rows.known:
+                record = rows.known[file.name]
+                yield file, record, rows.remembered(record)
+                continue
+            found = next(results)
+            if isinstance(found, BadImage):
+                yield file, Record("", None, "", found.reason, -1), None
+            else:
+                stamp = listing.stamps[file.name]
+                yield file, found[0]._replace(stamp=stamp if settled(stamp, clock) else ""), found[1]
+
+
+def _header(raw: bytes) -> Probe | None:
+    """What the header of a broken image says, as far as it is whole."""
     try:
-        if shutil.disk_usage(folder).free < wanted:
-            raise OSError("too little room")
-        with tempfile.TemporaryFile() as file:
-            # Claim the room now: a full disk would otherwise kill the process at some later write.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, wanted)
-            return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: {wanted / 2**30:.1f} GiB for decoded images: {error.strerror or error}",
-            "set TMPDIR to a folder on a larger disk, or use fewer or smaller images",
-        ) from error
+        return probe(raw)
+    except BadImage:
+        return None
 
 
 def _check_classes(listing: Listing) -> None:

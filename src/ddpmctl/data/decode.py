@@ -184,14 +184,16 @@ def _faults() -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise BadImage("not an image that can be read") from error
     except MemoryError as error:
-        raise BadImage("too large for the memory") from error
+        raise BadImage("too large for the memory", lasting=False) from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS // 10**6} million pixels") from error
     except _FAULTS as error:
         text = str(error).partition("\n")[0] or type(error).__name__
         if not isinstance(error, OSError | SyntaxError | ImportError):  # those are written for people
             text = f"damaged file: {text}"
-        raise BadImage("truncated" if "truncated" in text.lower() else shown(text[:120])) from error
+        reason = "truncated" if "truncated" in text.lower() else shown(text[:120])
+        # a library that Pillow misses may be there the next time
+        raise BadImage(reason, lasting=not isinstance(error, ImportError)) from error
 
 
 def _huge(image: Image.Image) -> threading.Lock | nullcontext[None]:

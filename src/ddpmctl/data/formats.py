@@ -27,11 +27,14 @@ EXTENSIONS: frozenset[str] = frozenset(
 
 
 class BadImage(Exception):
-    """One file cannot be used; ``reason`` says why in a few words. Never leaves the data package."""
+    """One file cannot be used; ``reason`` says why in a few words. Never leaves the data package.
 
-    def __init__(self, reason: str) -> None:
+    ``lasting``: it lies in the content, so that reading it again is of no use before the file changes.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = True) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.lasting = reason, lasting
 
 
 def shown(name: str) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ddpmctl.config import DataConfig
-from ddpmctl.data.decode import Probe, probe, quiet
+from ddpmctl.data.decode import Probe, probe
 from ddpmctl.data.formats import BadImage, shown
-from ddpmctl.data.pool import ordered_map
+from ddpmctl.data.reading import read_map
 from ddpmctl.data.scan import ImageFile, Listing
 from ddpmctl.errors import DataError
 
@@ -89,7 +89,14 @@ class DataReport:
             "bad": [{"name": name, "reason": reason} for name, reason in self.bad],
         }
 
-    def warnings(self, *, size: Size | None = None, channels: int | None = None, fit: str = "crop") -> list[str]:
+    def warnings(
+        self,
+        *,
+        size: Size | None = None,
+        channels: int | None = None,
+        fit: str = "crop",
+        batch_size: int | None = None,
+    ) -> list[str]:
         """What a person should know before training, a line each. Arguments: what the images become."""
 
         def share(count: int, one: str, many: str) -> str:
@@ -101,6 +108,8 @@ class DataReport:
             lines.append(f"{share(len(self.bad), 'is', 'are')} unreadable, the first: {name}: {reason}")
         if self.usable < FEW_IMAGES:
             lines.append(f"{self.usable} images, fewer than {FEW_IMAGES}: the model may memorise them")
+        if batch_size is not None and self.usable < batch_size:
+            lines.append(f"{self.usable} images, fewer than a batch of {batch_size}: each batch repeats images")
         if self.enlarged and size is not None:
             smaller = f"smaller than {size_name(size)} and"
             fate = "padded" if fit == "pad" else "enlarged"
@@ -127,28 +136,28 @@ def survey(
     target: Size | None = None,
     workers: int | Literal["auto"] = "auto",
     full: bool = False,
+    known: Mapping[str, Probe | BadImage] | None = None,
+    enough: Callable[[DataReport], bool] | None = None,
     progress: Progress | None = None,
 ) -> DataReport:
     """Read the header of every image, or with ``full`` decode it; ``target``: the (height, width) to come.
 
+    Files in ``known`` are not opened, for their header is there. Stops early when the report so far is ``enough``.
     Bad images are counted, never raised. Raises :class:`DataError` only when a zip has gone.
     """
-    report = DataReport.of(listing)
-
-    def look(file: ImageFile) -> Probe | BadImage:
-        try:
-            return probe(reader.read(file), full=full)
-        except BadImage as bad:
-            return bad
-
-    with quiet(), listing.reader() as reader, closing(ordered_map(look, listing.files, workers)) as results:
-        for done, (file, seen) in enumerate(zip(listing.files, results, strict=True), start=1):
+    report, known = DataReport.of(listing), known or {}
+    unknown = [file for file in listing.files if file.name not in known]
+    with closing(read_map(lambda raw: probe(raw, full=full), listing, unknown, workers)) as results:
+        for done, file in enumerate(listing.files, start=1):
+            seen = known[file.name] if file.name in known else next(results)
             if isinstance(seen, BadImage):
                 report.bad.append((shown(file.name), seen.reason))
             else:
                 report.add(file, seen, target)
-            if progress is not None:
+            if progress is not None and (file.name not in known or done == len(listing.files)):
                 progress(done, len(listing.files))
+            if enough is not None and enough(report):
+                break
     return report
 
 

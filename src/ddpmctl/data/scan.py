@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -54,6 +55,28 @@ class Listing:
     def reader(self) -> Reader:
         """Open for reading; raises :class:`DataError` when the zip is gone."""
         return Reader(self)
+
+    @cached_property
+    def stamps(self) -> dict[str, str]:
+        """The :meth:`stamp` of every file by name, taken once: ask for it before reading anything."""
+        return {file.name: self.stamp(file) for file in self.files}
+
+    def stamp(self, file: ImageFile) -> str:
+        """What is another when the file is: size and times of change in ns, "" when it has gone. Opens nothing.
+
+        The second time is that of the last change of anything, which no program can set back: a file may be
+        replaced by one of the same size and date. A member of a zip has the stamp of the zip, its checksum and size.
+        """
+        try:
+            # twice as fast as pathlib, and there may be a million of them
+            found = os.stat(self.root if self.is_zip else f"{self.root}/{file.name}")  # noqa: PTH116
+        except OSError:
+            return ""
+        stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        if not self.is_zip:
+            return stamp
+        member = self.members[file.name]
+        return f"{stamp} {member.CRC} {member.file_size}"
 
 
 def find_images(path: Path) -> Listing:
@@ -226,7 +249,7 @@ class Reader:
             with (self._listing.root / file.name).open("rb") as stream:
                 data = stream.read(MAX_FILE_BYTES + 1)
         except _FAULTS as error:
-            raise BadImage(_because(error)) from error
+            raise BadImage(_because(error), lasting=not isinstance(error, OSError | MemoryError)) from error
         if len(data) > MAX_FILE_BYTES:
             raise BadImage(f"more than {MAX_FILE_BYTES // 2**20} MiB")
         return data

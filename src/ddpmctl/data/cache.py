@@ -1,0 +1,258 @@
+"""Decoded images kept from run to run, in one folder for all data, within a limit: see :mod:`ddpmctl.data.entry`.
+
+An entry is written beside its place and renamed into it, so that there is no half of one; and whatever is damaged or
+cannot be read or written is as if it were not there. The cache never stops a run. No locks: who comes second
+replaces the entry, and what somebody still has mapped lives on without a name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from platformdirs import user_cache_path
+
+from ddpmctl.data.decode import Pixels
+from ddpmctl.data.entry import (
+    INDEX,
+    PIXELS,
+    About,
+    Entry,
+    Records,
+    checksum_of,
+    map_privately,
+    name_of_data,
+    open_entry,
+    read_head,
+    read_index,
+    write_index,
+)
+from ddpmctl.errors import ConfigError
+from ddpmctl.files import replacing
+
+FOLDER = "DDPMCTL_CACHE"
+LIMIT = "DDPMCTL_CACHE_SIZE"
+"""Environment variables: where the cache is, and how large it may grow."""
+DEFAULT_LIMIT = 20 * 2**30
+
+_INDEX_BYTES = 256  # of one file, about
+_ABANDONED_SECONDS = 24 * 3600.0
+_ENTRY = re.compile(r"images-[0-9a-f]{16}-[0-9a-f]{16}")
+_UNFINISHED = re.compile(r"images-\w+\.tmp")
+_UNUSABLE = (OSError, ValueError, LookupError, TypeError, StopIteration)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry, or what was left of one being written, as it lies in the folder.
+
+    ``used``: seconds since 1970. ``head``: :func:`read_head`, empty where it cannot be read.
+    """
+
+    folder: Path
+    bytes: int
+    used: float
+    head: dict[str, Any]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it is being written, or was when its process was killed."""
+        return _UNFINISHED.fullmatch(self.folder.name) is not None
+
+
+def parse_bytes(text: str) -> int:
+    """``500M``, ``5G``, ``1.5 TiB``, with units of 1024, as bytes; raises ``ValueError`` for anything else."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) ?([KMGT]?)(?:I?B)?", text.strip().upper())
+    if not match:
+        raise ValueError(f"{text!r} is not a size such as 500M or 5G")
+    return int(float(match[1]) * 2 ** (10 * "_KMGT".index(match[2] or "_")))
+
+
+class Cache:
+    """The cache in ``folder``, of at most ``limit`` bytes. The folder need not exist."""
+
+    def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
+        self.folder, self.limit = folder, limit
+
+    @classmethod
+    def of_user(cls) -> Cache | None:
+        """The one that the environment asks for, or the system's place for caches; None where there is no home.
+
+        Raises :class:`ConfigError` for a limit that is no size.
+        """
+        try:
+            limit = parse_bytes(os.environ.get(LIMIT) or str(DEFAULT_LIMIT))
+        except ValueError as error:
+            raise ConfigError(f"{LIMIT}: {error}", "give a number of bytes with K, M, G or T, or unset it") from error
+        if os.environ.get(FOLDER):
+            return cls(Path(os.path.expanduser(os.environ[FOLDER])).absolute(), limit)  # noqa: PTH111 - never fails
+        folder = user_cache_path("ddpmctl")
+        return cls(folder, limit) if folder.is_absolute() else None
+
+    def open(self, about: About) -> Entry | None:
+        """The entry for ``about``, verified and marked as used; None where there is no good one."""
+        folder = self.folder / about.name
+        try:
+            entry = open_entry(folder, about)
+        except FileNotFoundError:
+            return None
+        except _UNUSABLE:
+            _remove(folder)
+            return None
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(folder / INDEX)
+        return entry
+
+    def records_of(self, root: Path) -> Records:
+        """What is remembered of the files below ``root`` by the last used of its entries, whatever its settings."""
+        ours = [found for found in self.found() if found.folder.name.startswith(name_of_data(root))]
+        for found in sorted(ours, key=lambda found: found.used, reverse=True):
+            with suppress(*_UNUSABLE):  # damaged: the next may be good
+                return read_index(found.folder)[1]
+        return {}
+
+    def draft(self, about: About, shape: tuple[int, ...]) -> Draft | None:
+        """Room for a new entry of up to ``shape`` (N, C, H, W); None where it does not fit or cannot be written.
+
+        Old entries make way for it.
+        """
+        wanted = math.prod(shape) + shape[0] * _INDEX_BYTES
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if wanted > self.room():
+                return None
+            self.trim(wanted)
+            return Draft(self, about, shape)
+        except OSError:
+            return None
+
+    def room(self) -> int:
+        """Bytes that the whole cache may take: the limit, or half of what the disk has for it. Raises ``OSError``."""
+        taken = sum(found.bytes for found in self.found())
+        return min(self.limit, (shutil.disk_usage(self.folder).free + taken) // 2)
+
+    def trim(self, wanted: int = 0) -> None:
+        """Remove what was abandoned, then the least recently used entries until ``wanted`` bytes more have room."""
+        with suppress(OSError):  # no folder, no entries
+            for found in self.found():
+                if found.unfinished and time.time() - found.used > _ABANDONED_SECONDS:
+                    _remove(found.folder)
+            room, everything = self.room(), sorted(self.found(), key=lambda found: found.used)
+            taken = sum(found.bytes for found in everything) + wanted
+            for found in everything:
+                if taken > room and not found.unfinished:
+                    _remove(found.folder)
+                    taken -= found.bytes
+
+    def found(self) -> list[Found]:
+        """Everything in the folder that the cache has made, in no order."""
+        return list(_find(self.folder))
+
+    def clear(self) -> int:
+        """Remove everything that the cache has made and return the bytes freed; strangers' files stay."""
+        freed = 0
+        for found in self.found():
+            _remove(found.folder)
+            freed += 0 if found.folder.exists() else found.bytes
+        return freed
+
+
+class Draft:
+    """An entry being written: ``pixels`` (N, C, H, W) is to be filled from the front, then :meth:`publish`-ed.
+
+    Raises ``OSError`` when the room cannot be had. :meth:`drop` it in the end, come what may: then nothing is left in
+    the folder but a published entry, and ``pixels`` stay usable.
+    """
+
+    def __init__(self, cache: Cache, about: About, shape: tuple[int, ...]) -> None:
+        self.about, self.place = about, cache.folder / about.name
+        self.folder = Path(tempfile.mkdtemp(prefix="images-", suffix=".tmp", dir=cache.folder))
+        try:
+            self.pixels: Pixels = np.memmap(self._claimed(math.prod(shape)), np.uint8, "r+", shape=shape)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _claimed(self, size: int) -> Path:
+        """A file whose room is its own: on a full disk, a write to the mapping would later kill the process."""
+        path = self.folder / PIXELS
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+                os.fsync(file.fileno())  # a server may find out only now
+            else:
+                file.truncate(size)
+        return path
+
+    def publish(self, count: int, records: Records) -> Pixels:
+        """Make an entry of the first ``count`` rows. Returns them mapped from it, or as they are where that fails."""
+        rows = self.pixels[:count]
+        try:
+            assert isinstance(self.pixels, np.memmap)
+            self.pixels.flush()
+            with (self.folder / PIXELS).open("r+b") as file:
+                file.truncate(rows.nbytes)
+                os.fsync(file.fileno())
+            with (self.folder / INDEX).open("xb") as file:
+                file.write(write_index(self.about, rows.shape, checksum_of(rows), records))
+                file.flush()
+                os.fsync(file.fileno())
+            _remove(self.place)
+            self.folder.rename(self.place)
+            return map_privately(self.place / PIXELS, rows.shape)
+        except OSError:  # full, or another process was faster
+            return rows
+
+    def drop(self) -> None:
+        """Remove what has not been published."""
+        _remove(self.folder)
+
+
+def update(entry: Entry, about: About, records: Records) -> None:
+    """Remember ``records`` instead, for the same pixels; where that cannot be written, the old ones stay."""
+    index = write_index(about, entry.pixels.shape, entry.crc, records)
+    with suppress(OSError), replacing(entry.folder / INDEX) as file:
+        file.write(index)
+
+
+def _find(folder: Path) -> Iterator[Found]:
+    with suppress(OSError):
+        for place in folder.iterdir():
+            if not (_ENTRY.fullmatch(place.name) or _UNFINISHED.fullmatch(place.name)) or place.is_symlink():
+                continue
+            with suppress(OSError):  # removed by another process
+                size = sum(file.stat().st_size for file in _files(place))
+                used = max(file.stat().st_mtime for file in (place, *_files(place)))
+                yield Found(place, size, used, _head(place))
+
+
+def _head(place: Path) -> dict[str, Any]:
+    try:
+        return read_head(place)
+    except _UNUSABLE:
+        return {}
+
+
+def _files(place: Path) -> list[Path]:
+    """The files that we have written in the folder of an entry."""
+    names = [place / INDEX, place / PIXELS, *place.glob(".ddpmctl-*.tmp")]
+    return [path for path in names if path.is_file() and not path.is_symlink()]
+
+
+def _remove(place: Path) -> None:
+    """Remove an entry, the index first, so that nobody opens half of one; what others put there stays."""
+    with suppress(OSError):
+        if not place.is_symlink():
+            for path in _files(place):
+                path.unlink()
+            place.rmdir()

@@ -1,0 +1,201 @@
+"""One entry of the cache: the pixels of a data set as they left the decoder, and what is known of each file.
+
+An entry is a folder of two files. ``pixels`` holds the uint8 rows (C, H, W) of the usable images one after the
+other. ``index`` has three lines: the sha256 of the other two, what the entry is for, and a column for each thing
+that is remembered of the files, all JSON in ASCII, since names may hold line ends and bytes that are no text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+from PIL import features
+
+from ddpmctl.config import DataConfig
+from ddpmctl.data import decode, formats, modes
+from ddpmctl.data.decode import Pixels, Probe, parse_colour
+
+PIXELS = "pixels"
+INDEX = "index"
+_CHUNK = 64 * 2**20
+
+# A change within the same tick of the file system's clock leaves no trace; the coarsest clocks tick every 2 s.
+TICK_NS = 2 * 10**9
+
+
+class Record(NamedTuple):
+    """What is remembered of one file.
+
+    ``stamp``: :meth:`Listing.stamp`, or "" where the file has to be read again. ``seen``: what the header says,
+    None when it is unreadable. ``content``: sha256 in hex, "" of a bad file. ``reason``: why it is bad, "" of a
+    usable image. ``row``: its place among the pixels, -1 of a bad file.
+    """
+
+    stamp: str
+    seen: Probe | None
+    content: str
+    reason: str
+    row: int
+
+
+Records = dict[str, Record]
+"""By name, in the order of the names."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What an entry is for: the data, and every setting on which pixels depend. ``size`` is (height, width)."""
+
+    root: str
+    size: tuple[int, int]
+    channels: int
+    fit: str
+    background: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, config: DataConfig, root: Path, size: tuple[int, int], channels: int) -> About:
+        """``size`` and ``channels`` are those that the ``auto`` of ``config`` came to."""
+        return cls(str(root.resolve()), size, channels, config.fit, parse_colour(config.background))
+
+    @property
+    def name(self) -> str:
+        """The name of the entry's folder."""
+        settings = repr((self.size, self.channels, self.fit, self.background))
+        return f"{name_of_data(Path(self.root))}-{_short(settings)}"
+
+
+def name_of_data(root: Path) -> str:
+    """How the names of all entries for one folder or zip begin."""
+    return f"images-{_short(repr((decoder_version(), str(root.resolve()))))}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@cache
+def decoder_version() -> str:
+    """Changes with what makes an entry of files: our own source, Pillow, and the libraries below it."""
+    sources = (decode.__file__, formats.__file__, modes.__file__, __file__)
+    digest = hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
+    libraries = [features.version(name) for name in ("jpg", "jpg_2000", "libtiff", "webp")]
+    return f"{digest[:16]} {PIL.__version__} {libraries}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry opened: its pixels (N, C, H, W), which can be changed in memory only, and its records."""
+
+    folder: Path
+    pixels: Pixels
+    crc: int
+    records: Records
+
+
+def unchanged(records: Mapping[str, Record], stamps: Mapping[str, str]) -> Records:
+    """The records of files that are now as they were then."""
+    return {name: record for name, record in records.items() if record.stamp and stamps.get(name) == record.stamp}
+
+
+def settled(stamp: str, now_ns: int) -> bool:
+    """Whether any later change of the file is going to show in its stamp: at ``now_ns`` it has long been at rest."""
+    return bool(stamp) and max(map(int, stamp.split()[1:3])) < now_ns - TICK_NS
+
+
+def write_index(about: About, shape: tuple[int, ...], crc: int, records: Records) -> bytes:
+    """The content of ``index`` for pixels of ``shape`` (N, C, H, W) and checksum ``crc``."""
+    probes: dict[Probe | None, int] = {None: 0}
+    columns = {
+        "names": list(records),
+        "stamps": [record.stamp for record in records.values()],
+        "seen": [probes.setdefault(record.seen, len(probes)) for record in records.values()],
+        "contents": [record.content for record in records.values()],
+        "reasons": [record.reason for record in records.values() if record.reason],
+        "probes": [asdict(probe) for probe in probes if probe],
+    }
+    head = {**asdict(about), "decoder": decoder_version(), "shape": shape, "crc": crc}
+    body = f"{json.dumps(head)}\n{json.dumps(columns, separators=(',', ':'))}".encode("ascii")
+    return hashlib.sha256(body).hexdigest().encode("ascii") + b"\n" + body
+
+
+def read_head(folder: Path) -> dict[str, Any]:
+    """What the entry is for, not verified; raises ``OSError`` or ``ValueError``."""
+    with (folder / INDEX).open("rb") as file:
+        file.readline()
+        head = json.loads(file.readline(2**20))
+    if not isinstance(head, dict) or not {"root", "size", "channels", "shape"} <= head.keys():
+        raise ValueError("not an index")
+    return head
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], Records]:
+    """What the entry is for and its records, verified; raises ``OSError`` or ``ValueError`` when damaged."""
+    checksum, _, body = (folder / INDEX).read_bytes().partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode("ascii") != checksum:
+        raise ValueError("damaged index")
+    head, columns = (json.loads(line) for line in body.split(b"\n"))
+    probes = [None, *(Probe(**{**probe, "size": tuple(probe["size"])}) for probe in columns["probes"])]
+    reasons = iter(columns["reasons"])
+    records, row = Records(), 0
+    for name, stamp, seen, content in zip(
+        columns["names"], columns["stamps"], columns["seen"], columns["contents"], strict=True
+    ):
+        if content:
+            records[name] = Record(stamp, probes[seen], content, "", row)
+            row += 1
+        else:
+            records[name] = Record(stamp, probes[seen], "", next(reasons), -1)
+    return head, records
+
+
+def open_entry(folder: Path, about: About) -> Entry:
+    """Open and verify; raises ``OSError`` or ``ValueError`` when it is missing, damaged or of another version."""
+    head, records = read_index(folder)
+    expected = json.loads(json.dumps({**asdict(about), "decoder": decoder_version()}))
+    if any(head[key] != value for key, value in expected.items()):
+        raise ValueError("an entry for something else")
+    pixels = map_privately(folder / PIXELS, tuple(head["shape"]))
+    if checksum_of(pixels) != head["crc"]:
+        raise ValueError("damaged pixels")
+    return Entry(folder, pixels, head["crc"], records)
+
+
+def map_privately(path: Path, shape: tuple[int, ...]) -> Pixels:
+    """Uint8 file as an array of ``shape`` that can be written to without a trace in the file.
+
+    Raises ``OSError``, and ``ValueError`` where the file has another size.
+    """
+    with path.open("rb") as file:
+        if sys.platform == "win32":
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        else:
+            # Linux refuses to map more than the memory has room for, in case all of it were written to. The flag
+            # says that it will not be; Python names it from 3.13 on.
+            unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+            flags, protection = mmap.MAP_PRIVATE | unreserved, mmap.PROT_READ | mmap.PROT_WRITE
+            mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=protection)
+    return np.frombuffer(mapped, dtype=np.uint8).reshape(shape)
+
+
+def checksum_of(pixels: Pixels) -> int:
+    """CRC-32 of the bytes of a contiguous array."""
+    flat, crc = pixels.reshape(-1).data, 0
+    for start in range(0, len(flat), _CHUNK):
+        crc = zlib.crc32(flat[start : start + _CHUNK], crc)
+    return crc
+
+
+def contents(records: Records) -> list[str]:
+    """The contents of the usable images, by row."""
+    return [record.content for record in records.values() if record.content]
