@@ -194,6 +194,38 @@ def test_gif_loops_and_holds_the_last_frame(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.gif"]
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("length", [1, 300, 100_000])
+def test_gif_keeps_provenance_of_any_length(tmp_path: Path, mode: str, length: int) -> None:
+    told = {"seed": 7, "name": "Blume ✿", "text": "x" * length}
+    save_gif(tmp_path / "a.gif", frames(0, 90, mode=mode), provenance=told)
+    assert read_provenance(tmp_path / "a.gif") == told
+    save_gif(tmp_path / "b.gif", frames(0, 90, mode=mode))
+    assert read_provenance(tmp_path / "b.gif") is None
+
+
+GIF = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GIF[:9],
+        GIF,
+        GIF + b"!\xfe",
+        GIF + b"!\xfe\x0dnot json at a\0;",
+        GIF + b"!\xfe\xff{",
+        GIF + b"!\xfe" + (b"\xff" + b"[" * 255) * 20_000,
+        GIF + b"!\xff\x01x\0" * 20_000 + b'!\xfe\x08{"a": 1}\0;',
+        GIF + b'\x2c!\xfe\x08{"a": 1}\0;',
+    ],
+    ids=["stub", "no blocks", "cut", "no json", "cut text", "too long", "too many blocks", "behind the pixels"],
+)
+def test_hostile_gifs_have_no_provenance(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.gif").write_bytes(content)
+    assert read_provenance(tmp_path / "a.gif") is None
+
+
 def test_equal_frames_become_one_that_lasts_as_long(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
     save_gif(path, frames(0, 0, 200), fps=10, hold_last=0.1)

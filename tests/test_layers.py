@@ -13,7 +13,7 @@ import ddpmctl
 
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
-    ("__init__", "errors", "rows", "files", "parsing", "memory"),
+    ("__init__", "errors", "rows", "files", "magic", "parsing", "memory"),
     ("config", "runfile", "resume"),
     ("core",),
     ("images", "plot", "npz", "data", "checkpoint", "runfolder"),

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import pickletools
+import re
+import struct
+import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +25,12 @@ from torch import Tensor
 from ddpmctl import __version__
 from ddpmctl.errors import CheckpointError
 from ddpmctl.files import output_errors, replacing
+from ddpmctl.magic import CUT_ZIP, EMPTY, PICKLE, TEXT, TORCH, UNKNOWN, what_is
 
 FORMAT = 1
 MAGIC = "ddpmctl checkpoint"
-_NEEDED = ("config", "image_shape", "class_names", "step", "net", "ema")
+_OURS = "give a run folder, or a checkpoint in it: runs/NAME/checkpoints/step-*.pt"
+_NEEDED = {"config": dict, "image_shape": list, "class_names": list, "step": int, "net": dict, "ema": dict}
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -76,29 +84,127 @@ def save(path: Path, content: Mapping[str, Any]) -> str:
     return digest
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that does not read back whole."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}", "use another checkpoint, or bring this one back from a copy")
+        self.path = path
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read and check a checkpoint; all tensors on the CPU.
 
-    Raises :class:`CheckpointError` when it is missing, carries code, is damaged, of another kind or of a newer format.
+    Raises :class:`DamagedError` for one that is damaged, :class:`CheckpointError` when it is missing, carries code, is
+    of another kind or of a newer format.
     """
-    other = "give a checkpoint that `ddpmctl train` wrote, such as runs/NAME/checkpoints/step-*.pt"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint", other) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused: damaged, or it carries code", other) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError,
-            zipfile.BadZipFile, OverflowError, AssertionError, MemoryError) as error:  # fmt: skip
-        reason = str(error).partition("\n")[0][:120]
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged: {reason}", other) from error
+    content = _read(path, _kind_of(path))
     if not isinstance(content, dict) or content.get("magic") != MAGIC:
-        raise CheckpointError(f"{path}: not a ddpmctl checkpoint", other)
+        raise CheckpointError(f"{path}: not a ddpmctl checkpoint", _OURS)
     if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint format {content.get('format')} is not {FORMAT}", "use a newer ddpmctl"
+            f"{path}: checkpoint format {str(content.get('format'))[:20]} is not {FORMAT}", "use a newer ddpmctl"
         )
     digest = content.pop("digest", None)
-    if digest != digest_of(content) or any(key not in content for key in _NEEDED):
-        raise CheckpointError(f"{path}: damaged: its content does not match its digest", "use an earlier checkpoint")
+    try:
+        good = digest == digest_of(content) and all(isinstance(content.get(key), kind) for key, kind in _NEEDED.items())
+    except (RuntimeError, TypeError, ValueError):  # tensors of kinds that we do not save, and the like
+        good = False
+    if not good:
+        raise DamagedError(path, "damaged: its content does not match its digest")
     return {**content, "digest": digest}
+
+
+@contextmanager
+def naming_a_good_one() -> Iterator[None]:
+    """Within it the error of a damaged checkpoint names the newest good one beside it, or says that there is none."""
+    try:
+        yield
+    except DamagedError as error:
+        good = _newest_good_beside(error.path)
+        none = "there is no good one beside it: bring one back from a copy"
+        raise CheckpointError(error.problem, f"the newest good one is {good}" if good else none) from error
+
+
+def _newest_good_beside(path: Path) -> Path | None:
+    """The checkpoint of the most steps in the same folder that reads back whole."""
+    steps = {file: int(match[1]) for file in path.parent.glob("step-*.pt")
+             if (match := re.fullmatch(r"step-(\d+)", file.stem)) and file != path}  # fmt: skip
+    for file in sorted(steps, key=lambda file: steps[file], reverse=True):
+        try:
+            load(file)
+        except CheckpointError:
+            continue
+        return file
+    return None
+
+
+def _kind_of(path: Path) -> str:
+    """``TORCH`` or ``PICKLE``; raises for a file that no checkpoint looks like, and says what it is instead."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint", _OURS)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a file, so not a checkpoint", _OURS)
+    try:
+        kind = what_is(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "mend its rights, or its disk") from error
+    damages = {
+        EMPTY: "empty: never written to the end, or its content was lost",
+        CUT_ZIP: "damaged or cut short",
+        UNKNOWN: "damaged, or not a checkpoint at all",
+    }
+    if kind in damages:
+        raise DamagedError(path, damages[kind])
+    if kind in (TORCH, PICKLE):
+        return kind
+    run = next((folder for folder in path.parents if (folder / "checkpoints").is_dir()), None)
+    advice = f"it belongs to {run}: give that folder" if run else _OURS
+    if kind == TEXT and not run and path.suffix.lower() in (".yaml", ".yml"):
+        advice = f"train with it first: ddpmctl train DATA --config {path}"
+    raise CheckpointError(f"{path}: {kind}, not a checkpoint", advice)
+
+
+def _read(path: Path, kind: str) -> Any:
+    """What the file holds, as data only. Raises :class:`CheckpointError` or :class:`DamagedError`."""
+    try:
+        if kind == TORCH:
+            _check_pickle(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about pickles of other versions
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError,
+            IndexError, ImportError, MemoryError, OverflowError, AssertionError, struct.error, zipfile.BadZipFile,
+            zlib.error) as error:  # fmt: skip
+        raise _fault(path, kind, error) from error
+
+
+def _check_pickle(path: Path) -> None:
+    """Raise ``BadZipFile`` where the checksum of an archive's pickle is wrong: torch believes what it finds there."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                archive.read(name)
+
+
+def _fault(path: Path, kind: str, error: Exception) -> CheckpointError:
+    """What is wrong with a file that cannot be read, in our words."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return CheckpointError(f"{path}: does not fit into memory", "free memory, or use another machine")
+    # torch names a class or function that it does not know to be harmless, and has not called it.
+    named = re.search(r"GLOBAL ([\w.]{1,100})", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if named or (kind == PICKLE and _names_code(path)):
+        code = f" ({named[1]})" if named else ""
+        return CheckpointError(f"{path}: refused: it carries code{code}, none of which was run", _OURS)
+    if kind == PICKLE:  # what we save is an archive: this was never one of ours
+        return CheckpointError(f"{path}: {PICKLE}, not a ddpmctl checkpoint", _OURS)
+    return DamagedError(path, "damaged: it does not read back")
+
+
+def _names_code(path: Path) -> bool:
+    """Whether a pickle, of any protocol, names a class or function. Only looks at it."""
+    try:
+        with path.open("rb") as file:
+            return any(code.name in ("GLOBAL", "STACK_GLOBAL", "INST") for code, _, _ in pickletools.genops(file))
+    except (OSError, ValueError):  # no whole pickle
+        return False

@@ -1,4 +1,4 @@
-"""Images between model and disk: [-1, 1] <-> uint8, grids, PNG files that know their origin, GIFs."""
+"""Images between model and disk: [-1, 1] <-> uint8, grids, PNG and GIF files that know their origin."""
 
 from __future__ import annotations
 
@@ -93,18 +93,36 @@ def save_png(path: Path, image: Image.Image, provenance: dict[str, Any] | None =
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """What :func:`save_png` was told of an image; None for any other file.
+    """What :func:`save_png` or :func:`save_gif` was told of an image; None for any other file.
 
     Reads no pixels, and no more than 1 MiB of whatever a stranger's file holds. Raises ``OSError`` when the
     file is missing or cannot be read.
     """
     with path.open("rb") as file:
-        text = _text_chunk(file, PROVENANCE_KEY.encode() + b"\0")
+        text = _gif_comment(file) or _text_chunk(file, PROVENANCE_KEY.encode() + b"\0")
     try:
         found = json.loads(text or b"")
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _gif_comment(file: BinaryIO) -> bytes:
+    """The first comment before the first image of a GIF; nothing, with the file at its start, where there is none."""
+    comment = b""
+    head = file.read(13)
+    if head[:6] in (b"GIF87a", b"GIF89a") and len(head) == 13:
+        if head[10] & 0x80:  # a palette for all images
+            file.seek(3 * 2 ** ((head[10] & 7) + 1), 1)
+        for _ in range(_MAX_CHUNKS):
+            kind = file.read(2)
+            if kind[:1] != b"!" or comment:  # an extension begins with it
+                break
+            while (length := file.read(1)) not in (b"", b"\0") and len(comment) <= _MAX_PROVENANCE:
+                block = file.read(length[0])
+                comment += block if kind == b"!\xfe" else b""
+    file.seek(0)
+    return comment
 
 
 def _text_chunk(file: BinaryIO, keyword: bytes) -> bytes | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ddpmctl.config import RunConfig
 from ddpmctl.describe import count_text
 from ddpmctl.errors import CheckpointError, ConfigError, DdpmctlError
+from ddpmctl.magic import ZIP, is_image, what_is
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,30 +24,21 @@ def kind_of(path: Path) -> str:
     """``run``, ``data``, ``picture``, ``run file`` or ``checkpoint``; raises :class:`ConfigError` when there is nothing."""
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data or a PNG of ddpmctl"
+            f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data, or a PNG or GIF of ddpmctl"
         )
     if path.is_dir():
-        return "run" if (path / "run.yaml").is_file() else "data"
+        from ddpmctl.runfolder import run_of
+
+        return "run" if run_of(path) else "data"
     if path.suffix.lower() in (".yaml", ".yml"):
         return "run file"
+    if path.suffix.lower() == ".zip":
+        return "data"
     try:
-        with path.open("rb") as file:
-            head = file.read(8)
+        found = what_is(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}", "mend its rights") from error
-    if head.startswith(b"\x89PNG"):
-        return "picture"
-    if path.suffix.lower() == ".zip" or (zipfile.is_zipfile(path) and not _is_torch_file(path)):
-        return "data"
-    return "checkpoint"
-
-
-def _is_torch_file(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist()[:100])
-    except (OSError, zipfile.BadZipFile, ValueError):
-        return False
+    return "picture" if is_image(found) else "data" if found == ZIP else "checkpoint"
 
 
 def inspect_checkpoint(path: Path) -> Facts:
@@ -56,7 +47,8 @@ def inspect_checkpoint(path: Path) -> Facts:
     from ddpmctl.build import build_ema, build_net
     from ddpmctl.sampling import config_of
 
-    content = checkpoint.load(path)
+    with checkpoint.naming_a_good_one():
+        content = checkpoint.load(path)
     config = config_of(content, path)
     channels, height, width = content["image_shape"]
     classes = list(content["class_names"])
@@ -78,8 +70,9 @@ def inspect_checkpoint(path: Path) -> Facts:
 
 def inspect_run(path: Path) -> Facts:
     """What a run folder holds: progress, newest numbers and checkpoint."""
-    from ddpmctl.runfolder import RunFolder
+    from ddpmctl.runfolder import RunFolder, run_of
 
+    path = run_of(path) or path
     folder = RunFolder(path)
     config = _run_file_config(folder.run_file)
     rows, files = folder.read_metrics(), folder.checkpoint_files()
@@ -139,13 +132,14 @@ def inspect_data(path: Path, progress: Callable[[int, int], None] | None = None)
 
 
 def inspect_picture(path: Path) -> Facts:
-    """How a PNG was made, and the command that makes it again. Raises :class:`ConfigError` when it is not ours."""
+    """How a PNG or GIF was made, and the command that makes it again. Raises :class:`ConfigError` for others."""
     from ddpmctl.images import read_provenance
 
     made_with = read_provenance(path)
     if made_with is None:
         raise ConfigError(
-            f"{path}: not made by ddpmctl", "give a PNG that sample, train or noise-demo wrote, or the data folder"
+            f"{path}: {what_is(path)}, not made by ddpmctl",
+            "give a PNG or GIF that sample, train or noise-demo wrote, or a folder of images",
         )
     facts: Facts = {"what": {"kind": "picture", "path": str(path)}, "made with": made_with}
     command = command_of(made_with, path)

@@ -17,6 +17,7 @@ import csv
 import io
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,14 +65,14 @@ class RunFolder:
         if self._lock is not None:
             return
         lock = FileLock(self._lock_file)
-        try:
-            with output_errors(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+        with output_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
                 lock.acquire(blocking=False)
-        except Timeout as error:
-            raise OutputError(
-                f"{self.path}: another process is training in it", "wait until it ends, or give another --out"
-            ) from error
+            except Timeout as error:
+                raise OutputError(
+                    f"{self.path}: another process is training in it", "wait until it ends, or give another --out"
+                ) from error
         self._lock = lock
 
     def unlock(self) -> None:
@@ -206,13 +207,25 @@ def _step_of(file: Path) -> int:
     return int(match[1]) if match else -1
 
 
+def run_of(path: Path) -> Path | None:
+    """The run folder that ``path`` means: itself, or the one whose folder of checkpoints it is. None: neither."""
+    folders = [path] if path.name != "checkpoints" else [path, path.parent]
+    return next((folder for folder in folders if RunFolder(folder).is_run()), None)
+
+
 def checkpoint_in(path: Path) -> Path:
-    """The checkpoint that ``path`` means: itself, or the newest of a run folder. Raises :class:`CheckpointError`."""
+    """The checkpoint that ``path`` means: itself, or the newest of a run folder or of a folder of checkpoints.
+
+    Raises :class:`CheckpointError` for a folder without any.
+    """
     if not path.is_dir():
         return path
-    files = RunFolder(path).checkpoint_files()
+    files = RunFolder(path).checkpoint_files() or sorted(path.glob("step-*.pt"), key=_step_of, reverse=True)
     if not files:
-        raise CheckpointError(
-            f"{path}: a folder without checkpoints", "give a run folder that has trained, or a .pt file"
-        )
+        run = run_of(path)
+        what = "a run that has not saved a checkpoint yet" if run else "a folder without checkpoints"
+        advice = "give a run folder that has trained, or a .pt file"
+        if run:
+            advice = f"go on with it: {shlex.join(['ddpmctl', 'train', '--resume', str(run)])}"
+        raise CheckpointError(f"{path}: {what}", advice)
     return files[0]

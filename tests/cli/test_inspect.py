@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,16 +125,46 @@ def test_defaults_are_a_run_file_that_explains_every_key(capsys):
     assert all("#" in line for line in printed.splitlines())
 
 
+def test_a_gif_of_ours_names_its_command(trained, capsys):
+    assert main(["sample", str(trained), "-n", "2", "--steps", "3", "-o", "way.gif", "-q"]) == 0
+    found = facts(capsys, "way.gif")
+    assert found["what"]["kind"] == "picture" and found["made with"]["kind"] == "sample"
+    before = Path("way.gif").read_bytes()
+    assert main([*shlex.split(found["command"])[1:], "--overwrite", "-q"]) == 0
+    assert Path("way.gif").read_bytes() == before
+    Image.radial_gradient("L").save("a picture.png")
+    assert main(["noise-demo", "a picture.png", "-o", "demo.gif", "--frames", "3", "-q"]) == 0
+    assert "noise-demo 'a picture.png' -o demo.gif" in facts(capsys, "demo.gif")["command"]
+
+
+def test_the_folder_of_checkpoints_means_its_run(trained, capsys):
+    assert facts(capsys, str(trained / "checkpoints")) == facts(capsys, str(trained))
+
+
+def test_a_damaged_checkpoint_sends_to_the_newest_good_one(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    for name in ("step-00000006.pt", "step-00000008.pt"):
+        (tmp_path / "run" / "checkpoints" / name).write_bytes(b"PK\x03\x04 cut")
+    assert main(["inspect", "run/checkpoints/step-00000006.pt"]) == Exit.CHECKPOINT
+    shown = capsys.readouterr().err
+    assert "cut short" in shown and "newest good one is run/checkpoints/step-00000004.pt" in shown
+
+
 @pytest.mark.parametrize(("name", "code"), [
     ("nothing", Exit.CONFIG), ("other.png", Exit.CONFIG), ("text.pt", Exit.CHECKPOINT), ("bad.yaml", Exit.CONFIG),
+    ("other.gif: a GIF image, not made by ddpmctl", Exit.CONFIG), ("photo: a JPEG image", Exit.CONFIG),
+    ("metrics.csv: a text file", Exit.CHECKPOINT), ("empty.pt: empty", Exit.CHECKPOINT),
     ("empty", Exit.DATA), ("broken.zip", Exit.DATA),
 ])  # fmt: skip
 def test_what_cannot_be_inspected_is_a_clear_error(name, code, capsys):
-    Image.new("L", (4, 4)).save("other.png")
+    for picture, kind in (("other.png", "png"), ("other.gif", "gif"), ("photo", "jpeg")):
+        Image.new("L", (4, 4)).save(picture, kind)
+    Path("metrics.csv").write_text("step,loss\n")
+    Path("empty.pt").touch()
     Path("text.pt").write_text("hello")
     Path("bad.yaml").write_text("train: [1")
     Path("empty").mkdir()
     Path("broken.zip").write_bytes(b"PK\x03\x04 no zip")
-    assert main(["inspect", name]) == code
+    assert main(["inspect", name.partition(":")[0]]) == code
     shown = capsys.readouterr().err
     assert name in shown and "Traceback" not in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +124,34 @@ def test_classes_in_turn_one_class_and_oblong_images(trained_classes):
 
 
 def test_a_run_folder_means_its_newest_checkpoint(trained):
-    for i, path in enumerate((trained, trained / "checkpoints" / "step-00000006.pt")):
+    checkpoints = trained / "checkpoints"
+    for i, path in enumerate((trained, checkpoints, checkpoints / "step-00000006.pt")):
         assert main(["sample", str(path), "-n", "2", "-o", f"{i}.npz", "--steps", "3", "-q"]) == 0
-    assert Path("0.npz").read_bytes() == Path("1.npz").read_bytes()
+    assert Path("0.npz").read_bytes() == Path("1.npz").read_bytes() == Path("2.npz").read_bytes()
+
+
+@pytest.mark.parametrize("command", [["sample"], ["noise-demo", "picture.png", "--ckpt"]])
+@pytest.mark.parametrize("named", ["run", "run/checkpoints", "run/checkpoints/step-00000006.pt"])
+def test_a_damaged_checkpoint_is_not_passed_over_but_names_a_good_one(trained, command, named, capsys):
+    Image.new("L", (9, 9)).save("picture.png")
+    shutil.copytree(trained / "checkpoints", "run/checkpoints")
+    Path("run/checkpoints/step-00000006.pt").write_bytes(b"")
+    assert main([*command, named]) == Exit.CHECKPOINT
+    shown = capsys.readouterr().err
+    assert "run/checkpoints/step-00000006.pt: empty" in shown
+    assert "the newest good one is run/checkpoints/step-00000004.pt" in shown
+    Path("run/checkpoints/step-00000004.pt").unlink()
+    assert main([*command, named]) == Exit.CHECKPOINT
+    assert "no good one" in capsys.readouterr().err
+
+
+def test_a_run_without_checkpoints_says_so(trained, capsys):
+    Path("run").mkdir()
+    shutil.copy(trained / "run.yaml", "run")
+    assert main(["sample", "run"]) == Exit.CHECKPOINT
+    assert "has not saved a checkpoint yet" in capsys.readouterr().err
+    assert main(["sample", "run/run.yaml"]) == Exit.CHECKPOINT
+    assert "a text file, not a checkpoint" in capsys.readouterr().err
 
 
 def test_without_a_name_nothing_is_overwritten(trained):

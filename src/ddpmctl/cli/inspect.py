@@ -14,7 +14,7 @@ _LONGEST_LIST = 40
 
 
 def inspect(
-    what: Annotated[Path | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, or a PNG that ddpmctl made.")] = None,
+    what: Annotated[Path | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, or a PNG or GIF that ddpmctl made.")] = None,
     as_json: Annotated[bool, switch("--json", "Print JSON.")] = False,
     defaults: Annotated[bool, switch("--defaults", "Print a run file with every key, its default and its meaning.")] = False,
     quiet: Quiet = False,
@@ -34,7 +34,7 @@ def inspect(
         return 0
     if what is None:
         raise ConfigError(
-            "nothing to inspect", "name a checkpoint, run folder, run file, data or PNG, or use --defaults"
+            "nothing to inspect", "name a checkpoint, run folder, run file, data or picture, or use --defaults"
         )
     from ddpmctl.inspection import inspect_path
 

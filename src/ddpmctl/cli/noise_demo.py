@@ -165,12 +165,14 @@ def _with_model(picture: Picture, ckpt: Path, wanted: Sequence[RunConfig], flags
     """A demo of a checkpoint's schedule with its estimates. Raises where one of ``flags`` contradicts it."""
     import torch
 
+    from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.errors import ConfigError
     from ddpmctl.noise_demo.demo import Estimator
     from ddpmctl.parsing import size_text
     from ddpmctl.sampling import load_model
 
-    model = load_model(ckpt)
+    with naming_a_good_one():
+        model = load_model(ckpt)
     channels, height, width = model.image_shape
     data, diffusion = model.config.data, model.config.diffusion
     for config in wanted:

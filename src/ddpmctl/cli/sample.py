@@ -68,10 +68,12 @@ def sample(
     if eta is not None and not 0 <= eta <= 1:
         raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
     path, sink = choose_output(out, overwrite=overwrite)
+    from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.sampling import default_steps, load_model, sampler_options
 
     options = sampler_options(sampler, {"eta": eta, "variance": variance})
-    model = load_model(ckpt, device, weights=weights, clip=clip, precision=precision)
+    with naming_a_good_one():
+        model = load_model(ckpt, device, weights=weights, clip=clip, precision=precision)
     timesteps = model.denoiser.schedule.timesteps
     steps = steps or default_steps(sampler, timesteps)
     if steps > timesteps:
