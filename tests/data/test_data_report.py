@@ -74,6 +74,10 @@ def test_warnings(mixed: Path) -> None:
     assert not any("alpha" in line or "as long as wide" in line for line in padded)
     assert DataReport(usable=100).warnings(size=(8, 8), channels=3) == []
     assert len(DataReport(usable=99).warnings()) == 1
+    assert DataReport(usable=120).warnings(batch_size=120) == []
+    assert DataReport(usable=120).warnings(batch_size=121) == [
+        "120 images, fewer than a batch of 121: each batch repeats images"
+    ]
 
 
 def test_auto_shape() -> None:

@@ -28,6 +28,7 @@ from ddpmctl.data.entry import (
     PIXELS,
     About,
     Entry,
+    Index,
     Records,
     checksum_of,
     map_privately,
@@ -56,7 +57,7 @@ _UNUSABLE = (OSError, ValueError, LookupError, TypeError, StopIteration)
 class Found:
     """An entry, or what was left of one being written, as it lies in the folder.
 
-    ``used``: seconds since 1970. ``head``: :func:`read_head`, empty where it cannot be read.
+    ``used``: seconds since 1970. ``head``: of :func:`read_head`, empty where that fails.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
         self.folder, self.limit = folder, limit
+        self._read: dict[Path, Index] = {}  # the last one: of a million files it takes seconds
 
     @classmethod
     def of_user(cls) -> Cache | None:
@@ -103,7 +105,7 @@ class Cache:
         """The entry for ``about``, verified and marked as used; None where there is no good one."""
         folder = self.folder / about.name
         try:
-            entry = open_entry(folder, about)
+            entry = open_entry(folder, about, self._read.pop(folder, None))
         except FileNotFoundError:
             return None
         except _UNUSABLE:
@@ -118,7 +120,8 @@ class Cache:
         ours = [found for found in self.found() if found.folder.name.startswith(name_of_data(root))]
         for found in sorted(ours, key=lambda found: found.used, reverse=True):
             with suppress(*_UNUSABLE):  # damaged: the next may be good
-                return read_index(found.folder)[1]
+                self._read = {found.folder: read_index(found.folder)}
+                return self._read[found.folder][1]
         return {}
 
     def draft(self, about: About, shape: tuple[int, ...]) -> Draft | None:

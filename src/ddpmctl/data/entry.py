@@ -51,6 +51,8 @@ class Record(NamedTuple):
 
 Records = dict[str, Record]
 """By name, in the order of the names."""
+Index = tuple[dict[str, Any], Records]
+"""What an entry is for, and what is remembered."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,17 @@ def write_index(about: About, shape: tuple[int, ...], crc: int, records: Records
 
 
 def read_head(folder: Path) -> dict[str, Any]:
-    """What the entry is for, not verified; raises ``OSError`` or ``ValueError``."""
+    """What the entry is for, with its ``shape``, not verified; raises ``OSError`` or ``ValueError``."""
     with (folder / INDEX).open("rb") as file:
         file.readline()
         head = json.loads(file.readline(2**20))
-    if not isinstance(head, dict) or not {"root", "size", "channels", "shape"} <= head.keys():
+    shape = head.get("shape") if isinstance(head, dict) and isinstance(head.get("root"), str) else None
+    if not isinstance(shape, list) or len(shape) != 4 or not all(isinstance(side, int) for side in shape):
         raise ValueError("not an index")
-    return head
+    return dict(head)
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], Records]:
+def read_index(folder: Path) -> Index:
     """What the entry is for and its records, verified; raises ``OSError`` or ``ValueError`` when damaged."""
     checksum, _, body = (folder / INDEX).read_bytes().partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode("ascii") != checksum:
@@ -159,9 +162,12 @@ def read_index(folder: Path) -> tuple[dict[str, Any], Records]:
     return head, records
 
 
-def open_entry(folder: Path, about: About) -> Entry:
-    """Open and verify; raises ``OSError`` or ``ValueError`` when it is missing, damaged or of another version."""
-    head, records = read_index(folder)
+def open_entry(folder: Path, about: About, index: Index | None = None) -> Entry:
+    """Open and verify; raises ``OSError`` or ``ValueError`` when it is missing, damaged or of another version.
+
+    ``index``: that of this entry, where it has been read already.
+    """
+    head, records = index or read_index(folder)
     expected = json.loads(json.dumps({**asdict(about), "decoder": decoder_version()}))
     if any(head[key] != value for key, value in expected.items()):
         raise ValueError("an entry for something else")
