@@ -8,6 +8,7 @@ import typer
 
 from ddpmctl import __version__
 from ddpmctl.cli import console
+from ddpmctl.cli.cache import cache
 from ddpmctl.cli.inspect import inspect
 from ddpmctl.cli.noise_demo import noise_demo
 from ddpmctl.cli.sample import sample
@@ -43,5 +44,5 @@ def root(
     """
 
 
-for command, name in ((train, "train"), (sample, "sample"), (noise_demo, "noise-demo"), (inspect, "inspect")):
+for command, name in ((train, "train"), (sample, "sample"), (noise_demo, "noise-demo"), (inspect, "inspect"), (cache, "cache")):
     app.command(name)(command)
