@@ -44,5 +44,6 @@ def root(
     """
 
 
-for command, name in ((train, "train"), (sample, "sample"), (noise_demo, "noise-demo"), (inspect, "inspect"), (cache, "cache")):
+_COMMANDS = {"train": train, "sample": sample, "noise-demo": noise_demo, "inspect": inspect, "cache": cache}
+for name, command in _COMMANDS.items():
     app.command(name)(command)
