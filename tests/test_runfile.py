@@ -108,22 +108,26 @@ def test_file_of_settings(run_file):
         ("train:\n  steps: many\n", "run.yaml:2: train.steps: 'many' is not a whole number such as"),
         ("train:\n  steps: -5\n", "run.yaml:2: train.steps: -5 is not a whole number such as"),
         ("train:\n  lr_warmup: -5\n", "run.yaml:2: train.lr_warmup: -5 is not a whole number such as"),
-        (
-            "train:\n  steps: 0\n",
-            "run.yaml:2: train.steps: input should be greater than or equal to 1, not 0",
-        ),
-        ("train:\n\n  lr: fast\n", "run.yaml:3: train.lr: input should be a valid number"),
+        ("train:\n  steps: 0\n", "run.yaml:2: train.steps: must be at least 1, not 0"),
+        ("train:\n  batch_size: 2M\n", "run.yaml:2: train.batch_size: must be at most 1,000,000, not '2M'"),
+        ("train:\n  lr: 0\n", "run.yaml:2: train.lr: must be more than 0, not 0"),
+        ("train:\n  lr: .inf\n", "run.yaml:2: train.lr: must be a finite number, not inf"),
+        ("model: {channel_mults: '1,2'}\n", "run.yaml:1: model.channel_mults: must be a list: [1, 2], not '1,2'"),
+        ("model: {channel_mults: 4}\n", "run.yaml:1: model.channel_mults: must be a list: [4], not 4"),
+        ("model: {channel_mults: wide}\n", "run.yaml:1: model.channel_mults: must be a list: [1, 2], not 'wide'"),
+        ("model: {channel_mults: []}\n", "run.yaml:1: model.channel_mults: must be a list of 1 or more, not []"),
+        ("train:\n\n  lr: fast\n", "run.yaml:3: train.lr: must be a number, not 'fast'"),
         ("train: {lr: yes}\n", "run.yaml:1: train.lr: True is not a number"),
-        ("train: {lr:}\n", "run.yaml:1: train.lr: input should be a valid number, not None"),
-        ("model:\n  dropout: 1\n", "run.yaml:2: model.dropout: input should be less than 1, not 1"),
+        ("train: {lr:}\n", "run.yaml:1: train.lr: must be a number, not None"),
+        ("model:\n  dropout: 1\n", "run.yaml:2: model.dropout: must be less than 1, not 1"),
         (
             "model: {time_embedding: 7}\n",
             "run.yaml:1: model.time_embedding: 7 is not auto, none or an even number",
         ),
-        ("data: {hflip: 7}\n", "run.yaml:1: data.hflip: input should be a valid boolean"),
+        ("data: {hflip: 7}\n", "run.yaml:1: data.hflip: must be true or false, not 7"),
         (
             "data: {on_bad: panic}\n",
-            "run.yaml:1: data.on_bad: input should be 'skip' or 'error', not 'panic'",
+            "run.yaml:1: data.on_bad: must be 'skip' or 'error', not 'panic'",
         ),
         ("device: gpu\n", "run.yaml:1: device: 'gpu' is not a device: auto, cpu, cuda, cuda:N or mps"),
         (
@@ -142,6 +146,15 @@ def test_file_of_settings(run_file):
 )
 def test_fault_names_file_line_key_and_the_nearest_known_one(run_file, text, problem):
     assert fault(run_file(text)).startswith(problem)
+
+
+@pytest.mark.parametrize(("base", "groups", "advised"), [(20, 32, 4), (8, 32, 8), (12, 8, 4), (2, 32, 2), (6, 4, 2)])
+def test_advised_groups_divide_every_width(base, groups, advised):
+    settings = {"model.base_channels": base, "model.channel_mults": [1, 3], "model.norm_groups": groups}
+    with pytest.raises(ConfigError) as caught:
+        resolve(flag_layer(settings))
+    assert caught.value.advice.endswith(f"such as {advised}")
+    resolve(flag_layer(settings | {"model.norm_groups": advised}))
 
 
 @pytest.mark.parametrize("key", known_keys())
@@ -357,12 +370,12 @@ def test_what_is_no_set(word):
 @pytest.mark.parametrize(
     ("layer", "problem"),
     [
-        (flag_layer({"train.batch_size": 0}), "--batch-size: input should be greater"),
+        (flag_layer({"train.batch_size": 0}), "--batch-size: must be at least 1"),
         (flag_layer({"device": "gpu"}), "--device: 'gpu' is not a device"),
-        (flag_layer({}, ["train.batch_size=0"]), "--set train.batch_size: input should be greater"),
+        (flag_layer({}, ["train.batch_size=0"]), "--set train.batch_size: must be at least 1"),
         (
             config_layer({"train": {"lr": -1}, "seed": 3}, "last.pt"),
-            "last.pt: train.lr: input should be greater",
+            "last.pt: train.lr: must be more than 0",
         ),
         (config_layer({"train": {"new": 1}}, "last.pt"), "last.pt: train.new: no such key"),
         (Layer({"seed": "x"}), "seed: 'x' is not a whole number"),

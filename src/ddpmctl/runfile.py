@@ -5,10 +5,12 @@ Defaults < run file < flags. An error names where the value came from: file and 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -17,6 +19,9 @@ from ddpmctl.config import RunConfig, Section, known_keys
 from ddpmctl.errors import ConfigError
 from ddpmctl.parsing import size_text
 from ddpmctl.rows import nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _LARGEST = 1 << 20
 _TAG = "tag:yaml.org,2002:"
@@ -188,10 +193,38 @@ def _invalid(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
         key = ".".join(loc[:2]) if loc and loc[0] in _sections() else (loc[0] if loc else "")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] != "value_error":
-            text = f"{text[:1].lower()}{text[1:]}, not {_written(item['input'])}"
+            text = f"{_in_words(item)}, not {_written(item['input'])}"
         problems.setdefault(key, f"{origins.get(key, key)}: {_cut(text)}")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return ConfigError(next(iter(problems.values())) + more, _ADVICE)
+
+
+_WORDS = {
+    "greater_than_equal": "must be at least {ge:,}",
+    "less_than_equal": "must be at most {le:,}",
+    "greater_than": "must be more than {gt:,}",
+    "less_than": "must be less than {lt:,}",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a word",
+    "list_type": "must be a list: {example}",
+    "too_short": "must be a list of {min_length} or more",
+    "too_long": "must be a list of {max_length} or fewer",
+    "literal_error": "must be {expected}",
+}
+"""Pydantic's kinds of error in plain words; others keep its own."""
+
+
+def _in_words(item: ErrorDetails) -> str:
+    """What a value must be: ``must be at least 1``."""
+    words = _WORDS.get(item["type"])
+    if words is None:
+        return item["msg"][:1].lower() + item["msg"][1:]
+    numbers = re.findall(r"\d{1,9}", _written(item["input"])[:100])[:8]  # of `1,2` or `1 2`, which are meant as a list
+    return words.format(**item.get("ctx", {}), example=f"[{', '.join(numbers or ['1', '2'])}]")
 
 
 def _written(value: object) -> str:
@@ -225,7 +258,7 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
     if model.norm == "group" and any(width % model.norm_groups for width in widths):
         raise ConfigError(
             f"{place('model.norm_groups')}: {model.norm_groups} does not divide the channels {widths}",
-            "set model.norm_groups to a common divisor, such as 8",
+            f"set model.norm_groups to a divisor of all of them, such as {math.gcd(model.norm_groups, *widths)}",
         )
     if train.grad_accum > train.batch_size:
         raise ConfigError(
