@@ -75,7 +75,7 @@ class Run:
         self.validation = Validation(dataset, held, config.diffusion.loss) if len(held) else None
         self._watch = Watch(config.train.bad_steps, scaling=scaler.is_enabled())
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
-        self._window, self._saved_step, self._begun = Window(), 0, False
+        self._window, self._saved_step, self._begun, self._failing = Window(), 0, False, ""
 
     def _new_net(self) -> torch.nn.Module:
         torch.manual_seed(derive_seed(self.config.seed, "init"))
@@ -153,15 +153,20 @@ class Run:
         return self._at_end() and self._window.empty() and self.folder.sample_file(self.state.step).exists()
 
     def _trying(self, write: Callable[[], object]) -> Iterator[Notice]:
-        """Write something that the run can do without; what goes wrong is a notice."""
+        """Write something that the run can do without; what goes wrong is a notice, the same thing in a row one."""
         try:
             write()
+            self._failing = ""
         except OutputError as error:
-            yield Notice(f"{error.problem}: going on, it is tried again later")
+            if error.problem != self._failing:
+                yield Notice(f"{error.problem}: going on, it is tried again later")
+            self._failing = error.problem
 
     def _save_when_sound(self) -> Iterator[Event]:
         if self.saved():
             return
+        if not self.folder.is_run():
+            yield Notice(f"{self.folder.path}: has vanished; what comes from now on goes into a new one")
         try:
             yield Saved(self.save())
         except DivergenceError as error:
@@ -219,7 +224,9 @@ class Run:
         bad = self.state.first_not_finite()
         if bad:
             raise DivergenceError(f"step {self.state.step:,}: not finite: {bad}", "resume with a lower --lr")
-        if not self.folder.is_run():  # somebody has deleted it
+        if not self.folder.is_run():  # somebody has moved or deleted it, lock and all
+            self.folder.unlock()
+            self.folder.lock()
             self.begin()
         self.folder.flush_metrics(to_disk=True)
         path = self.folder.checkpoint_file(self.state.step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -19,26 +18,7 @@ from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from helpers import spoil_gradients, write_images
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def state_of(run: Path, step: int) -> dict:
-    return checkpoint.load(run / "checkpoints" / f"step-{step:08d}.pt")
-
-
-def assert_same(a: object, b: object, where: str = "") -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    else:
-        assert a == b, where
+from runs import assert_same, rows, state_of
 
 
 def test_a_run_folder_holds_what_is_promised(photos, tiny, capsys):

@@ -1,0 +1,221 @@
+"""Numbers that stop being numbers: nothing of them stays, the run goes back, and in the end it says why it gave up."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpmctl import checkpoint, training
+from ddpmctl.cli import main
+from ddpmctl.errors import Exit
+from helpers import spoil_gradients
+from runs import assert_same, assert_same_run, rows, state_of, steps_saved
+
+BASE = ["--set", "train.bad_steps=3", "--set", "train.save_every=4", "--set", "train.log_every=1", "-q"]
+
+
+def train(photos: Path, tiny: Path, out: str, *flags: str) -> int:
+    return main(["train", str(photos), "-c", str(tiny), "--out", out, *BASE, *flags])
+
+
+def assert_finite(run: Path) -> None:
+    for step in steps_saved(run):
+        content = state_of(run, step)
+        for part in (content["net"], content["ema"]["net"], *content["optimizer"]["state"].values()):
+            assert all(torch.isfinite(tensor).all() for tensor in part.values() if isinstance(tensor, torch.Tensor))
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_step_leaves_no_trace(photos, tiny, monkeypatch, norm, value):
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step == 3, value)
+    flags = ["--set", f"model.norm={norm}", "--set", "train.save_every=1", "--set", "train.keep=9"]
+    assert train(photos, tiny, "r", *flags, "--steps", "4") == 0
+    before, after = state_of(Path("r"), 2), state_of(Path("r"), 3)
+    for part in ("net", "ema", "optimizer"):
+        assert_same(before[part], after[part], part)
+    assert [row["skipped"] for row in rows(Path("r"))] == ["0", "0", "1", "0"]
+    assert_finite(Path("r"))
+
+
+def test_images_that_are_no_numbers_do_not_reach_batch_norm(photos, tiny, monkeypatch):
+    """Here the forward pass itself is spoilt, and with it the statistics that batch norm gathers."""
+    plain = training.denoising_loss
+
+    def spoilt(denoiser, x0, t, eps, label=None, *, loss):
+        bad = spoilt.step == 3
+        return plain(denoiser, x0 * (math.nan if bad else 1), t, eps, label, loss=loss)
+
+    draw = training.add_gradients
+
+    def counted(state, *args):
+        spoilt.step = state.step + 1
+        return draw(state, *args)
+
+    monkeypatch.setattr(training, "denoising_loss", spoilt)
+    monkeypatch.setattr(training, "add_gradients", counted)
+    spoilt.step = 0
+    flags = ["--set", "model.norm=batch", "--set", "train.save_every=1", "--set", "train.keep=9"]
+    assert train(photos, tiny, "r", *flags, "--steps", "4") == 0
+    before, after = state_of(Path("r"), 2), state_of(Path("r"), 3)
+    assert any("running_mean" in name for name in before["net"])
+    assert_same(before["net"], after["net"])
+    assert_finite(Path("r"))
+
+
+def test_the_run_goes_back_and_goes_on_with_half_the_lr_and_other_draws(photos, tiny, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, lambda step, rollbacks: step > 5 and rollbacks == 0)
+        assert train(photos, tiny, "r", "--steps", "10") == 0
+    assert [row["step"] for row in rows(Path("r"))] == [str(step) for step in range(1, 11)]
+    assert [float(row["lr"]) for row in rows(Path("r"))] == [1e-3] * 4 + [5e-4] * 6
+    assert state_of(Path("r"), 10)["rollbacks"] == 1
+    assert_finite(Path("r"))
+    # The oracle: an undisturbed run to step 4, said to have gone back once, and gone on.
+    assert train(photos, tiny, "o", "--steps", "10") == 0
+    for step in steps_saved(Path("o"))[1:]:
+        (Path("o") / "checkpoints" / f"step-{step:08d}.pt").unlink()
+    [path] = Path("o/checkpoints").iterdir()
+    content = checkpoint.load(path)
+    without_rollback = content["net"]
+    checkpoint.save(path, {**content, "rollbacks": 1})
+    assert train(photos, tiny, "o", "--steps", "10", "--resume") == 0
+    assert_same_run(Path("r"), Path("o"))
+    # And the draws were others: the same lr without them gives other weights.
+    checkpoint.save(path, {**content, "rollbacks": 0})
+    for step in steps_saved(Path("o"))[1:]:
+        (Path("o") / "checkpoints" / f"step-{step:08d}.pt").unlink()
+    assert train(photos, tiny, "o", "--steps", "10", "--resume", "--lr", "5e-4") == 0
+    ours, other = state_of(Path("r"), 10)["net"], state_of(Path("o"), 10)["net"]
+    assert not torch.equal(ours["conv_out.weight"], other["conv_out.weight"])
+    assert not torch.equal(ours["conv_out.weight"], without_rollback["conv_out.weight"])
+
+
+def test_going_back_is_told(photos, tiny, monkeypatch, capsys):
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks < 2)
+    command = ["train", str(photos), "-c", str(tiny), "--out", "r", *BASE[:-1], "--steps", "9"]
+    assert main(command) == 0
+    shown = capsys.readouterr().err
+    assert "step 8: gradients or loss were not finite 3 steps in a row; the losses before:" in shown
+    assert "back to step 4 with half the lr, 1 of 3 times" in shown and "2 of 3 times" in shown
+
+
+def test_before_the_first_checkpoint_it_goes_back_to_the_start(photos, tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, lambda step, rollbacks: rollbacks == 0)
+        assert train(photos, tiny, "r", "--steps", "3") == 0
+    final = state_of(Path("r"), 3)
+    assert final["rollbacks"] == 1 and final["ema"]["steps"] == 3
+    assert [row["step"] for row in rows(Path("r"))] == ["1", "2", "3"]
+    # The weights began as those of any run with this seed do.
+    assert train(photos, tiny, "o", "--steps", "3", "--lr", "1e-30") == 0
+    assert torch.allclose(state_of(Path("o"), 3)["net"]["conv_in.weight"], final["net"]["conv_in.weight"], atol=0.01)
+
+
+def test_a_run_that_cannot_be_helped_stops_with_the_diagnosis(photos, tiny, monkeypatch, capsys):
+    attempts = []
+
+    def bad(step: int, rollbacks: int) -> bool:
+        attempts.append((step, rollbacks))
+        return step > 5
+
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, bad)
+        assert train(photos, tiny, "r", "--steps", "100") == Exit.DIVERGED
+    assert sorted(set(attempts)) == sorted([(s, 0) for s in range(1, 9)] + [(s, r) for r in (1, 2, 3) for s in range(5, 9)])
+    shown = capsys.readouterr().err
+    problem, _ = shown.strip().splitlines()
+    for words in ("after 3 rollbacks", "step 8:", "the losses before:", "largest gradient norm", ".weight at step 5"):
+        assert words in problem, words
+    for words in ("--lr", "ddpmctl train --resume r", "; lr 0.00013"):
+        assert words in shown, words
+    assert steps_saved(Path("r")) == [4]
+    assert_finite(Path("r"))
+    assert main(["train", "--resume", "r", "--lr", "1e-4", "--steps", "6", "-q"]) == 0
+
+
+def test_weights_that_overflow_take_the_run_back_at_once(photos, tiny, capsys):
+    """A learning rate that throws the weights out of float32 in one step."""
+    flags = ["--lr", "1e39", "--set", "train.grad_clip=0", "--set", "train.max_rollbacks=1", "--steps", "9"]
+    assert train(photos, tiny, "r", *flags) == Exit.DIVERGED
+    shown = capsys.readouterr().err
+    assert "the weights overflowed" in shown and "--set train.grad_clip=1" not in shown.partition("try")[0]
+    assert steps_saved(Path("r")) == []
+
+
+def test_an_optimiser_that_overflows_is_not_saved(photos, tiny, monkeypatch, capsys):
+    """Weights and gradients are finite, Adam's moments are not: the look at what is about to be saved finds them."""
+    from ddpmctl.core.optim import OPTIMIZERS
+
+    class Broken(torch.optim.Adam):
+        spoilt = False
+
+        def step(self, *args: object, **kwargs: object) -> None:
+            super().step(*args, **kwargs)
+            first = next(iter(self.state.values()))
+            if first["step"] == 6 and not Broken.spoilt:
+                Broken.spoilt = True
+                first["exp_avg_sq"].fill_(math.inf)
+
+    monkeypatch.setitem(OPTIMIZERS, "adam", Broken)
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *BASE[:-1], "--steps", "9"]) == 0
+    assert "step 8: not finite: optimiser: exp_avg_sq of parameter 0: back to step 4" in capsys.readouterr().err
+    assert state_of(Path("r"), 8)["rollbacks"] == 1
+    assert_finite(Path("r"))
+
+
+def test_a_run_killed_after_it_went_back_repeats_itself(photos, tiny, monkeypatch):
+    """It forgets that it went back, diverges again, goes back again: and is the same run."""
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks == 0)
+    assert train(photos, tiny, "r", "--steps", "10") == 0
+    assert train(photos, tiny, "k", "--steps", "10") == 0
+    for step in steps_saved(Path("k"))[1:]:
+        (Path("k") / "checkpoints" / f"step-{step:08d}.pt").unlink()
+    assert train(photos, tiny, "k", "--steps", "10", "--resume") == 0
+    assert_same_run(Path("r"), Path("k"))
+
+
+def test_fp16_has_more_patience(photos, tiny, monkeypatch):
+    spoil_gradients(monkeypatch, lambda step, rollbacks: 3 <= step < 3 + 10)
+    assert train(photos, tiny, "r", "--steps", "16", "--precision", "fp16") == 0
+    final = state_of(Path("r"), 16)
+    assert final["rollbacks"] == 0
+    assert sum(int(row["skipped"]) for row in rows(Path("r"))) >= 10
+    assert_finite(Path("r"))
+
+
+def test_clipping_is_that_of_torch(photos, tiny, monkeypatch):
+    """Gradients and norm equal ``torch.nn.utils.clip_grad_norm_``, for a norm above the limit and one below."""
+    from ddpmctl.core.optim import OPTIMIZERS
+
+    seen: list[list[torch.Tensor]] = []
+
+    class Spy(torch.optim.Adam):
+        def step(self, *args: object, **kwargs: object) -> None:
+            seen.append([p.grad.clone() for g in self.param_groups for p in g["params"] if p.grad is not None])
+            super().step(*args, **kwargs)
+
+    raw: list[list[torch.Tensor]] = []
+    plain = training.add_gradients
+
+    def remembered(state, *args):
+        loss = plain(state, *args)
+        raw.append([p.grad.clone() for p in state.net.parameters() if p.grad is not None])
+        return loss
+
+    monkeypatch.setitem(OPTIMIZERS, "adam", Spy)
+    monkeypatch.setattr(training, "add_gradients", remembered)
+    for limit in (0.01, 1000.0):
+        seen.clear()
+        raw.clear()
+        assert train(photos, tiny, f"r{limit}", "--steps", "2", "--set", f"train.grad_clip={limit}") == 0
+        for clipped, grads in zip(seen, raw, strict=True):
+            parameters = [torch.nn.Parameter(torch.zeros_like(grad)) for grad in grads]
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad
+            torch.nn.utils.clip_grad_norm_(parameters, limit)
+            for parameter, ours in zip(parameters, clipped, strict=True):
+                assert torch.allclose(parameter.grad, ours, rtol=1e-6, atol=0)

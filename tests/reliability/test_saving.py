@@ -1,0 +1,235 @@
+"""Saving that fails, folders that vanish, two processes at once, files that rot."""
+
+from __future__ import annotations
+
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ddpmctl import checkpoint
+from ddpmctl.cli import main
+from ddpmctl.errors import CheckpointError, Exit
+from runs import COMMAND, assert_same, assert_whole, rows, state_of, steps_saved, training, wait_for
+
+LONG = ["--steps", "1000000", "--set", "train.sample_every=0", "--set", "train.save_every=5", "--set", "train.log_every=1"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB, where the machine lets us mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not shutil.which("mount") or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting is not allowed here; the limit of file sizes is tested all the same")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            while True:
+                try:
+                    file.write(b"x" * size)
+                except OSError:
+                    break
+    return filler
+
+
+def contiguous(run: Path) -> bool:
+    """Every step has its row, once and in order."""
+    steps = [int(row["step"]) for row in rows(run)]
+    return steps == list(range(1, len(steps) + 1))
+
+
+def test_a_full_disk_is_outlived(small_disk: Path, tmp_path: Path, photos: Path, tiny: Path) -> None:
+    run = small_disk / "run"
+    with (tmp_path / "printed").open("w") as out, subprocess.Popen(
+        [*COMMAND, "train", photos, "-c", tiny, "--out", run, *LONG], stdout=out, stderr=out
+    ) as process:  # fmt: skip
+        try:
+            wait_for(lambda: steps_saved(run), process)
+            filler = fill(small_disk)
+            wait_for(lambda: "step-" in (tmp_path / "printed").read_text(), process)
+            assert_whole(run)
+            assert steps_saved(run), "the last good checkpoint is kept"
+            last = steps_saved(run)[-1]
+            wait_for(lambda: (tmp_path / "printed").read_text().count("the next try is in 5 steps") >= 3, process)
+            filler.unlink()
+            wait_for(lambda: steps_saved(run)[-1] > last, process)
+            fill(small_disk)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()
+    printed = (tmp_path / "printed").read_text()
+    assert code in (Exit.OUTPUT, Exit.STOPPED), printed
+    assert "No space left on device" in printed and "Traceback" not in printed
+    assert printed.count("metrics.csv: cannot be written") <= 2, "a fault that lasts is told once"
+    assert_whole(run)
+    (small_disk / "filler").unlink()
+    assert main(["train", "--resume", str(run), "--steps", str(steps_saved(run)[-1] + 3), "-q"]) == 0
+    assert contiguous(run)
+
+
+def test_a_folder_that_becomes_read_only_is_outlived(small_disk: Path, photos: Path, tiny: Path) -> None:
+    run = small_disk / "run"
+    with training(photos, "-c", tiny, "--out", run, *LONG) as process:
+        wait_for(lambda: steps_saved(run), process)
+        # A read-only file system in place of the folder: file rights would not stop a test that runs as root.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", run / "checkpoints"], check=True)
+        try:
+            after = len(rows(run)) + 30
+            wait_for(lambda: len(rows(run)) > after, process)
+        finally:
+            subprocess.run(["umount", "-l", run / "checkpoints"], check=True)
+        wait_for(lambda: steps_saved(run)[-1] > after, process)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == Exit.STOPPED, printed
+    assert "Read-only file system: going on, the next try is in 5 steps" in printed
+    assert contiguous(run)
+    assert_whole(run)
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path, photos: Path, tiny: Path) -> None:
+    """By a limit of file sizes, which every machine has: no checkpoint fits, but rows of metrics do."""
+    run = tmp_path / "run"
+    arguments = [photos, "-c", tiny, "--out", run, "--set", "train.save_every=2", "--set", "data.cache=false"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    with training(*arguments, preexec_fn=limit) as process:
+        printed = process.communicate(timeout=120)[0]
+    assert process.returncode == Exit.OUTPUT, printed
+    assert printed.count("going on, the next try is in 2 steps") == 2
+    assert "step-00000006.pt: cannot be written: File too large" in printed and "Traceback" not in printed
+    assert [row["step"] for row in rows(run)] == ["2", "4", "6"]
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path: Path, photos: Path, tiny: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    with training(photos, "-c", tiny, "--out", run, *LONG) as process:
+        wait_for(lambda: steps_saved(run), process)
+        gone = tmp_path / "gone"
+        (tmp_path / "runs").rename(gone)
+        last = steps_saved(gone / "run")[-1]
+        wait_for(lambda: steps_saved(run) and steps_saved(run)[-1] > last, process)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == Exit.STOPPED, printed
+    assert "vanished" in printed
+    assert main(["train", "--resume", str(run), "--steps", str(steps_saved(run)[-1] + 3), "-q"]) == 0
+
+
+def test_the_second_process_on_a_run_is_refused(
+    tmp_path: Path, photos: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with training(photos, "-c", tiny, "--out", run, *LONG) as process:
+        wait_for(lambda: steps_saved(run), process)
+        for flags in (["--resume"], ["--overwrite"]):
+            assert main(["train", str(photos), "-c", str(tiny), "--out", str(run), *flags]) == Exit.OUTPUT
+            assert "another process is training in it" in capsys.readouterr().err
+        assert main(["train", "--resume", str(run), "--dry-run"]) == 0, "looking is allowed"
+        process.kill()
+        process.wait()
+    assert main(["train", "--resume", str(run), "--steps", str(steps_saved(run)[-1] + 2), "-q"]) == 0
+    assert contiguous(run)
+
+
+def test_two_processes_that_begin_the_same_run_at_once(tmp_path: Path, photos: Path, tiny: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [photos, "-c", tiny, "--out", run, "--steps", "60"]
+    with training(*arguments) as first, training(*arguments) as second:
+        texts = [process.communicate(timeout=180)[0] for process in (first, second)]
+    assert sorted([first.returncode, second.returncode]) == [0, Exit.OUTPUT], texts
+    assert "Traceback" not in "".join(texts)
+    assert steps_saved(run)[-1] == 60
+
+
+def test_every_flipped_or_missing_byte_is_noticed(trained: Path, tmp_path: Path) -> None:
+    """200 damaged copies: refused, or the very same tensors."""
+    good = trained / "checkpoints" / "step-00000006.pt"
+    content, data, dice = checkpoint.load(good), good.read_bytes(), random.Random(0)
+    copy, refused = tmp_path / "copy.pt", 0
+    for trial in range(200):
+        damaged = bytearray(data)
+        if trial % 4 == 3:
+            del damaged[dice.randrange(len(data)) :]
+        else:
+            for _ in range(1 + trial % 3):
+                damaged[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        copy.write_bytes(damaged)
+        try:
+            assert_same(checkpoint.load(copy), content)
+        except CheckpointError as error:
+            assert str(copy) in error.problem and "\n" not in error.problem
+            refused += 1
+    # Bytes of padding and of the archive's directory may change and change nothing.
+    assert refused > 150
+    print(f"\n{refused} of 200 damaged checkpoints refused, {200 - refused} with the very same content")
+
+
+def test_a_damaged_checkpoint_is_never_sampled_and_the_error_names_the_good_one(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    newest = run / "checkpoints" / "step-00000006.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    for target in (run, newest):
+        assert main(["sample", str(target), "-n", "1", "-o", "x.png"]) == Exit.CHECKPOINT
+        shown = capsys.readouterr().err
+        assert str(newest) in shown and "step-00000004.pt" in shown
+    assert not Path("x.png").exists()
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_the_code_not_run(tmp_path: Path) -> None:
+    evil = tmp_path / "evil.pt"
+    script = (
+        "import os, sys, torch\n"
+        "class Evil:\n"
+        f"    def __reduce__(self): return (os.system, ('touch {tmp_path}/run-by-pickle',))\n"
+        "torch.save({'magic': 'ddpmctl checkpoint', 'net': Evil()}, sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, evil], check=True)
+    for command in (["sample"], ["inspect"], ["train", "--resume"]):
+        assert main([*command, str(evil)]) != 0
+    with pytest.raises(CheckpointError, match="code"):
+        checkpoint.load(evil)
+    assert not (tmp_path / "run-by-pickle").exists()
+
+
+def test_the_older_checkpoint_goes_only_when_the_newer_one_is_there(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    plain = checkpoint.save
+
+    def save(path: Path, content: dict) -> str:
+        before = set(steps_saved(Path("r"))) if Path("r").exists() else set()
+        digest = plain(path, content)
+        assert before <= set(steps_saved(Path("r")))
+        saved.append(path)
+        return digest
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    settings = ["--set", "train.save_every=1", "--set", "train.keep=1", "-q"]
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *settings]) == 0
+    assert len(saved) == 6 and steps_saved(Path("r")) == [6]
+    assert state_of(Path("r"), 6)["step"] == 6
