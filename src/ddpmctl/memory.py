@@ -39,10 +39,11 @@ def available_bytes() -> int | None:
     found = re.search(r"MemAvailable:\s+(\d+) kB", _read(_MEMINFO))
     limits = [int(found[1]) * 1024] if found else []
     for folder in _cgroups():
-        most, now = _read(folder / "memory.max").strip(), _read(folder / "memory.current").strip()
-        cached = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.M)
-        if most.isdigit() and now.isdigit():
-            limits.append(max(0, int(most) - int(now) + (int(cached[1]) if cached else 0)))
+        for most, now in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            limit, used = _read(folder / most).strip(), _read(folder / now).strip()
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", _read(folder / "memory.stat"), re.M)
+            if limit.isdigit() and used.isdigit():
+                limits.append(max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0)))
     return min(limits, default=None)
 
 
@@ -65,10 +66,14 @@ def _status(name: str) -> int:
 
 
 def _cgroups() -> list[Path]:
-    """The control group of this process and those above it (version 2)."""
-    own = re.search(r"^0::/(.*)$", _read(Path("/proc/self/cgroup")), re.M)
-    here = _CGROUP / own[1] if own else _CGROUP
-    return [folder for folder in (here, *here.parents) if folder.is_relative_to(_CGROUP)]
+    """The control groups of this process that count memory, of versions 1 and 2, and those above them."""
+    folders = []
+    for controllers, path in re.findall(r"^\d+:(.*):/(.*)$", _read(Path("/proc/self/cgroup")), re.M):
+        root = _CGROUP if not controllers else _CGROUP / "memory"
+        if controllers in ("", "memory"):
+            here = root / path
+            folders += [folder for folder in (here, *here.parents) if folder.is_relative_to(root)]
+    return folders
 
 
 def _read(path: Path) -> str:

@@ -79,7 +79,7 @@ def test_the_run_goes_back_and_goes_on_with_half_the_lr_and_other_draws(photos, 
     for step in steps_saved(Path("o"))[1:]:
         (Path("o") / "checkpoints" / f"step-{step:08d}.pt").unlink()
     [path] = Path("o/checkpoints").iterdir()
-    content = checkpoint.load(path)
+    content = {key: value for key, value in checkpoint.load(path).items() if key != "digest"}
     without_rollback = content["net"]
     checkpoint.save(path, {**content, "rollbacks": 1})
     assert train(photos, tiny, "o", "--steps", "10", "--resume") == 0
