@@ -26,6 +26,7 @@ from ddpmctl import __version__
 from ddpmctl.errors import CheckpointError
 from ddpmctl.files import output_errors, replacing
 from ddpmctl.magic import CUT_ZIP, EMPTY, PICKLE, TEXT, TORCH, UNKNOWN, what_is
+from ddpmctl.memory import out_of_memory
 
 FORMAT = 1
 MAGIC = "ddpmctl checkpoint"
@@ -189,7 +190,7 @@ def _check_pickle(path: Path) -> None:
 
 def _fault(path: Path, kind: str, error: Exception) -> CheckpointError:
     """What is wrong with a file that cannot be read, in our words."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return CheckpointError(f"{path}: does not fit into memory", "free memory, or use another machine")
     # torch names a class or function that it does not know to be harmless, and has not called it.
     named = re.search(r"GLOBAL ([\w.]{1,100})", str(error)) if isinstance(error, pickle.UnpicklingError) else None

@@ -48,6 +48,17 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.frombytes(MODES[channels], (width, height), raw)
 
 
+def grid_columns(n: int, height: int, width: int, columns: int | None = None) -> int:
+    """Images in a row of a grid of ``n``: ``columns``, or what makes the picture near-square."""
+    return min(n, columns or math.ceil(math.sqrt(n * height / width)))
+
+
+def grid_size(n: int, height: int, width: int, columns: int | None = None, padding: int = 2) -> tuple[int, int]:
+    """Height and width in pixels of :func:`grid`, before it is enlarged."""
+    columns = grid_columns(n, height, width, columns)
+    return -(-n // columns) * (height + padding) + padding, columns * (width + padding) + padding
+
+
 def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: int | None = 1) -> Image.Image:
     """One picture of uint8 (N, C, H, W): row by row, ``padding`` white pixels between and around.
 
@@ -59,10 +70,9 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2, scale: in
     n, channels, height, width = images.shape
     if n == 0:
         raise ValueError("a grid of no images")
-    columns = min(n, columns or math.ceil(math.sqrt(n * height / width)))
-    rows = -(-n // columns)
+    columns = grid_columns(n, height, width, columns)
     down, across = height + padding, width + padding
-    canvas = torch.full((channels, rows * down + padding, columns * across + padding), 255, dtype=torch.uint8)
+    canvas = torch.full((channels, *grid_size(n, height, width, columns, padding)), 255, dtype=torch.uint8)
     if channels == 4:
         canvas[3] = 0
     for i, image in enumerate(images.cpu()):

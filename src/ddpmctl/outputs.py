@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +16,20 @@ from torch import Tensor
 
 from ddpmctl.errors import ConfigError, OutputError
 from ddpmctl.files import check_place
-from ddpmctl.images import enlarged, grid, read_provenance, save_gif, save_png, to_pil
+from ddpmctl.images import enlarged, grid, grid_columns, grid_size, read_provenance, save_gif, save_png, to_pil
 from ddpmctl.npz import NpzWriter
 
 GIF_FRAMES = 40
 GIF_WIDTH = 320
+
+LONGEST_SIDE = 65_535
+"""Pixels along a side of a picture: a GIF cannot have more, and few programs show more."""
+
+MOST_PIXELS = 2**27
+"""Pixels of a grid, 11,585 each way. Larger ones take gigabytes to make, and Pillow refuses to open them."""
+
+MOST_GIF_PIXELS = 2**28
+"""Pixels of all frames of an animation together, which are in memory at once."""
 
 
 class Job(NamedTuple):
@@ -39,7 +51,11 @@ class Sink:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.check()
         self.pictures = torch.zeros(self.kept(job), dtype=torch.uint8)
+
+    def check(self) -> None:
+        """Raise a :class:`DdpmctlError` for an output too large to be made."""
 
     def kept(self, job: Job) -> tuple[int, ...]:
         """Shape of what is held in memory until the end."""
@@ -67,6 +83,9 @@ class Sink:
 class GridSink(Sink):
     """One PNG with all images."""
 
+    def check(self) -> None:
+        _check_grid(self.job, MOST_PIXELS)
+
     def kept(self, job: Job) -> tuple[int, ...]:
         return (job.n, *job.shape)
 
@@ -88,6 +107,9 @@ class GifSink(Sink):
         self.frame_of = {job.steps - round(i * job.steps / count): i for i in range(count + 1)}
         super().__init__(job)
 
+    def check(self) -> None:
+        _check_grid(self.job, MOST_GIF_PIXELS // len(self.frame_of))
+
     def kept(self, job: Job) -> tuple[int, ...]:
         return (len(self.frame_of), job.n, *job.shape)
 
@@ -106,6 +128,17 @@ class GifSink(Sink):
 
 class NpzSink(Sink):
     """uint8 (N, H, W, C) under the key ``images``; memory does not grow with N."""
+
+    def check(self) -> None:
+        job = self.job
+        need = job.n * math.prod(job.shape)
+        place = next(folder for folder in job.path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(place).free
+        if need > free:
+            raise OutputError(
+                f"{job.path}: -n {job.n:,} makes {need / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free",
+                "lower -n, free space, or write elsewhere",
+            )
 
     def __enter__(self) -> Sink:
         channels, height, width = self.job.shape
@@ -147,22 +180,49 @@ SINKS: dict[str, type[Sink]] = {
 }
 
 
-def choose_output(out: Path | None, *, overwrite: bool) -> tuple[Path, type[Sink]]:
-    """Path and kind of the output; without one, the first free ``samples-K.png``.
+_SLASHES = tuple({"/", os.sep})
+
+
+def choose_output(out: str | Path | None, *, overwrite: bool) -> tuple[Path, type[Sink]]:
+    """Path and kind of the output; without one, the first free ``samples-K.png``. ``new.v2/`` is a folder.
 
     Raises :class:`ConfigError` for an unknown ending, :class:`OutputError` for a place that is taken.
     """
     if out is None:
         out = next(p for i in range(10**9) if not (p := Path(f"samples-{i}.png")).exists())
-    kind = SINKS.get("" if out.is_dir() else out.suffix.lower())
+    path = Path(out)
+    kind = SINKS.get("" if path.is_dir() or str(out).endswith(_SLASHES) else path.suffix.lower())
     if kind is None:
-        raise ConfigError(f"-o {out}: unknown ending '{out.suffix}'", "use .png, .gif, .npz, or a folder's name")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError(f"{out}: exists and is not empty", "choose another name, or add --overwrite")
-    if out.exists() and not out.is_dir() and not overwrite:
-        raise OutputError(f"{out}: exists", "choose another name, or add --overwrite")
-    check_place(out)
-    return out, kind
+        raise ConfigError(f"-o {out}: unknown ending '{path.suffix}'", f"use .png, .gif, .npz, or a folder: -o {out}/")
+    if kind is FolderSink and path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: a file, where a folder is to be", "choose another name, or one with .png, .gif or .npz")
+    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken and not overwrite:
+        what = "exists and is not empty" if path.is_dir() else "exists"
+        raise OutputError(f"{path}: {what}", "choose another name, or add --overwrite")
+    check_place(path)
+    return path, kind
+
+
+def _check_grid(job: Job, most: int) -> None:
+    """Raise :class:`ConfigError` that names the flag which makes a grid larger than ``most`` pixels."""
+
+    def largest(columns: int | None) -> int:
+        """The largest scale that fits; 0 where none does."""
+        size = grid_size(job.n, *job.shape[1:], columns)
+        return min(math.isqrt(most // math.prod(size)), LONGEST_SIDE // max(size))
+
+    scale, fitting = job.scale or 1, largest(job.columns)
+    if scale <= fitting:
+        return
+    if fitting:
+        flag, advice = f"--scale {scale}", f"give --scale {fitting} or less"
+    elif scale <= largest(None):
+        flag, advice = f"{job.columns} columns", f"give --columns {grid_columns(job.n, *job.shape[1:])}"
+    else:
+        flag, advice = f"-n {job.n:,}", "lower -n, or use -o folder/ or an .npz, which hold any number"
+    height, width = (side * scale for side in grid_size(job.n, *job.shape[1:], job.columns))
+    raise ConfigError(f"{flag}: a picture of {width:,} x {height:,} pixels is too large to be made", advice)
 
 
 def _numbered(folder: Path) -> Iterable[Path]:

@@ -155,6 +155,26 @@ def test_a_name_that_no_terminal_can_show_is_shown_escaped():
     assert done.returncode == Exit.DATA and b"\\udce9" in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "fitting", "foreign"),
+    [
+        (["sample", "RUN"], "-o folder/", "train."),
+        (["train", "PHOTOS", "-c", "tiny.yaml"], "train.grad_accum", "-n"),
+        (["noise-demo", "PHOTOS/cats/image 1.png"], "--frames", "--batch-size"),
+    ],
+)
+def test_advice_on_memory_names_flags_of_the_command(monkeypatch, trained, photos, tiny, capsys, command, fitting, foreign):
+    def too_much(*args, **options):
+        raise MemoryError
+
+    for name in ("ddpmctl.sampling.generate", "ddpmctl.run.Run.train", "ddpmctl.noise_demo.demo.Demo.still"):
+        monkeypatch.setattr(name, too_much)
+    command = [word.replace("RUN", str(trained)).replace("PHOTOS", str(photos)) for word in command]
+    assert main(command) == Exit.DEVICE
+    shown = capsys.readouterr().err
+    assert "out of memory" in shown and fitting in shown and foreign not in shown
+
+
 def test_debug_shows_the_traceback(capsys):
     assert main(["train", "nowhere", "--debug"]) == Exit.DATA
     assert "Traceback" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from ddpmctl.cli import main
+from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.errors import Exit
 from ddpmctl.images import read_provenance
 
@@ -34,6 +36,31 @@ def test_all_kinds_of_output_hold_the_same_images(trained):
     for i, (file, cell) in enumerate(zip(files, cells(Path("grid.png"), 5), strict=True)):
         assert np.array_equal(np.asarray(Image.open(file)), array[i])
         assert np.array_equal(cell, array[i])
+
+
+@pytest.mark.parametrize("out", ["x.npz", "x.gif"])
+def test_a_batch_too_large_for_the_memory_is_halved_and_the_images_stay(trained, monkeypatch, capsys, out):
+    command = ["sample", str(trained), "-n", "7", "--steps", "4", "-o"]
+    assert main([*command, f"plain-{out}", "--batch-size", "2", "-q"]) == 0
+    call, sizes = Denoiser.__call__, []
+
+    def short_of_memory(self, x, *rest):
+        sizes.append(len(x))
+        if len(x) > 2 and len(sizes) % 5 == 2:  # in the midst of a batch
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return call(self, x, *rest)
+
+    monkeypatch.setattr(Denoiser, "__call__", short_of_memory)
+    assert main([*command, out]) == 0
+    shown = capsys.readouterr()
+    assert "out of memory: going on with 4 images at once" in shown.err
+    assert max(sizes) == 7 and "7/7 images" in shown.out
+    if out == "x.npz":
+        images = [np.load(name)["images"].astype(int) for name in (out, f"plain-{out}")]
+        assert np.abs(images[0] - images[1]).max() <= 1
+    else:
+        frames = [Image.open(name).n_frames for name in (out, f"plain-{out}")]
+        assert frames[0] == frames[1]
 
 
 def test_a_gif_goes_from_noise_to_the_image(trained):
@@ -160,6 +187,13 @@ def test_without_a_name_nothing_is_overwritten(trained):
     assert sorted(p.name for p in Path().glob("*.png")) == ["samples-0.png", "samples-1.png"]
 
 
+def test_a_slash_makes_a_folder_whatever_its_ending(trained):
+    command = ["sample", str(trained), "-n", "1", "-o", "new.v2/", "--steps", "1", "-q"]
+    assert main(command) == 0
+    assert [path.name for path in Path("new.v2").iterdir()] == ["00000.png"]
+    assert main([*command[:5], "new.v2", *command[6:], "--overwrite"]) == 0
+
+
 def test_overwriting_a_folder_replaces_our_images_only(trained):
     command = ["sample", str(trained), "-o", "out", "--steps", "1", "-q"]
     assert main([*command, "-n", "3"]) == 0
@@ -201,16 +235,29 @@ BAD = {
     "unknown ending": (["sample", "RUN", "-o", "x.jpeg2"], Exit.CONFIG, ".jpeg2"),
     "output exists": (["sample", "RUN", "-o", "text.png"], Exit.OUTPUT, "text.png"),
     "unknown weights": (["sample", "RUN", "--weights", "best"], Exit.CONFIG, "ema"),
+    "absurd n": (["sample", "RUN", "-n", "1e12", "-o", "new/"], Exit.CONFIG, "-n 1,000,000,000,000"),
+    "n too large for a grid": (["sample", "RUN", "-n", "1M"], Exit.CONFIG, "-n 1,000,000: a picture of 18,002 x 18,002"),
+    "n too large for a gif": (["sample", "RUN", "-n", "1M", "-o", "x.gif"], Exit.CONFIG, "-o folder/"),
+    "n too large for the disk": (["sample", "RUN", "-n", "10M", "-o", "x.npz"], Exit.OUTPUT, "x.npz: -n 10,000,000 makes"),
+    "scale too large": (["sample", "RUN", "-n", "4", "--scale", "1e15"], Exit.CONFIG, "give --scale 304 or less"),
+    "scale too large for a gif": (["sample", "RUN", "-o", "x.gif", "--scale", "99"], Exit.CONFIG, "--scale 99"),
+    "a column too long": (["sample", "RUN", "-n", "4000", "--columns", "1"], Exit.CONFIG, "give --columns 64"),
+    "a folder named like a file": (["sample", "RUN", "-o", "text.pt/"], Exit.OUTPUT, "a file, where a folder"),
+    "a file named like a folder": (["sample", "RUN", "-o", "five"], Exit.OUTPUT, "a file, where a folder"),
+    "overwriting one": (["sample", "RUN", "-o", "five", "--overwrite"], Exit.OUTPUT, "choose another name"),
+    "an ending that may be a folder's": (["sample", "RUN", "-o", "out.v2"], Exit.CONFIG, "-o out.v2/"),
     "a file for a folder": (["sample", "RUN", "-o", "text.pt/x.png"], Exit.OUTPUT, "text.pt"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_clear_error_before_any_work(case, trained, capsys):
+def test_bad_input_is_one_clear_error_before_any_work(case, trained, capsys, monkeypatch):
     command, code, words = BAD[case]
     checkpoint = (trained / "checkpoints" / "step-00000006.pt").read_bytes()
     Path("text.pt").write_text("hello")
     Path("text.png").write_text("hello")
+    Path("five").write_text("hello")
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 30))
     Path("cut.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
     middle = len(checkpoint) // 2
     Path("flipped.pt").write_bytes(checkpoint[:middle] + bytes([checkpoint[middle] ^ 8]) + checkpoint[middle + 1 :])

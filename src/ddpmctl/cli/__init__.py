@@ -15,6 +15,7 @@ import typer
 from ddpmctl.cli import console
 from ddpmctl.cli.app import app
 from ddpmctl.errors import DdpmctlError, Exit
+from ddpmctl.memory import out_of_memory
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -67,7 +68,7 @@ def _outcome(args: list[str]) -> int:
         console.error(error.format_message(), _help_hint(error))  # type: ignore[attr-defined]
         return Exit.CONFIG
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         if "--debug" in args:
             console.err.print_exception()
@@ -122,12 +123,3 @@ def _memory_advice(args: list[str]) -> str:
     if "train" in args[:1]:
         return "lower --batch-size or --size; train.grad_accum=2 keeps the batch and halves the memory"
     return "give a smaller --size, or fewer --frames" if "noise-demo" in args[:1] else "free memory"
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine ran out of memory; told by name, since torch may not be loaded."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from ddpmctl.sampling import Model
 
 _HOW = "How"
+_MOST_IMAGES = 10_000_000
 
 
 def sample(
     ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, or run folder: its newest one.")],
     n: Annotated[int, typer.Option("-n", metavar="COUNT", help="How many images.", parser=reading(parse_count))] = 64,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="x.png: a grid; x.gif: noise to image; x.npz: uint8 (N,H,W,C); folder/: a file each.  [default: samples-0.png, -1, ...]")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help="x.png: a grid; x.gif: noise to image; x.npz: uint8 (N,H,W,C); folder/: a file each.  [default: samples-0.png, -1, ...]")] = None,
     sampler: Annotated[str, typer.Option(metavar=choices("core.samplers", "SAMPLERS"), help="ddim: few steps; ddpm: as trained.", autocompletion=complete("core.samplers", "SAMPLERS"), rich_help_panel=_HOW)] = "ddim",
     steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps.  [default: ddim 50, ddpm T]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
     eta: Annotated[float | None, typer.Option(metavar="0..1", help="Noise that ddim adds at each step.  [default: 0]", rich_help_panel=_HOW)] = None,
@@ -65,6 +66,8 @@ def sample(
     ):
         if number is not None and number < 1:
             raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
+    if n > _MOST_IMAGES:
+        raise ConfigError(f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each")
     if eta is not None and not 0 <= eta <= 1:
         raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
     path, sink = choose_output(out, overwrite=overwrite)
@@ -112,21 +115,28 @@ def _run(
 ) -> None:  # fmt: skip
     """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
     from ddpmctl.core.noise import ImageNoise
+    from ddpmctl.core.samplers import spaced_timesteps
     from ddpmctl.images import to_uint8
     from ddpmctl.sampling import generate
 
-    n, steps = job.n, job.steps
+    n, steps, done, finished = job.n, job.steps, 0, 0
+    left_at = {t: left for left, t in enumerate(reversed(spaced_timesteps(model.denoiser.schedule.timesteps, steps)))}
+
+    def smaller(size: int) -> None:
+        console.warn(f"out of memory: going on with {size} images at once")
+        bar.set_total(done + -(-(n - finished) // size) * steps)
+
     if target.wants_states:
         target.add_state(range(n), steps, to_uint8(ImageNoise(seed, range(n), job.shape)()))
     with console.bar("sampling", -(-n // batch_size) * steps) as bar:
         walk = generate(
             model.denoiser, job.shape, n, seed=seed, sampler=sampler, steps=steps, device=model.device,
-            labels=labels, batch_size=batch_size, options=options,
+            labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
         )  # fmt: skip
         for done, (images, state) in enumerate(walk, start=1):
-            left = -done % steps
             if target.wants_states:
-                target.add_state(images, left, to_uint8(state.x_t))
-            if left == 0:
+                target.add_state(images, left_at[state.t], to_uint8(state.x_t))
+            if state.t == 0:
                 target.add_images(images, to_uint8(state.x_t))
-            bar.update(done, f"{images.stop if left == 0 else images.start}/{n} images")
+                finished = images.stop
+            bar.update(done, f"{finished}/{n} images")
