@@ -50,7 +50,7 @@ def test_a_figure_of_all_schedules_by_default(folder: Path, capsys: pytest.Captu
     assert read_provenance(Path("noise-demo.png")) == {
         "kind": "noise-demo", "image": "cat.png", "seed": 0, "timesteps": 1000, "shape": [3, 24, 32],
         "schedules": ["linear", "cosine", "sigmoid"], "levels": [0, 125, 250, 375, 500, 625, 750, 875, 1000],
-        "flags": {"schedule": None, "timesteps": None, "size": None, "ckpt": None},
+        "flags": {"schedule": None, "timesteps": None, "size": None, "ckpt": None, "class": None},
     }  # fmt: skip
     with Image.open("noise-demo.png") as page:
         assert page.width > 9 * 160
@@ -105,6 +105,12 @@ def test_same_seed_same_bytes(folder: Path) -> None:
         ("cat.png --frames 0", Exit.CONFIG, "--frames: 0 is not in 1..1001"),
         ("cat.png --frames many", Exit.CONFIG, "--frames: 'many' is not a whole number"),
         ("cat.png --frames 22 --timesteps 20", Exit.CONFIG, "--frames: 22 is not in 1..21"),
+        ("cat.png --frames 101", Exit.CONFIG, "--frames: 101 levels are too many"),
+        ("cat.png --frames 1e5 --timesteps 1e5", Exit.CONFIG, "--frames: 100,000 levels are too many"),
+        ("cat.png --frames 301 -o a.gif", Exit.CONFIG, "--frames: 301 levels are too many"),
+        (f"cat.png --at {'1,' * 100}2", Exit.CONFIG, "--at: 101 levels are too many"),
+        ("cat.png --frames 90 --size 100x4096 --schedule linear", Exit.CONFIG, "32,000 pixels side by side"),
+        ("cat.png --class cats", Exit.CONFIG, "--class cats: there is no model"),
         ("cat.png --schedule linaer", Exit.CONFIG, "did you mean 'linear'?"),
         ("cat.png --timesteps 1", Exit.CONFIG, "--timesteps"),
         ("cat.png --timesteps lots", Exit.CONFIG, "--timesteps"),
@@ -186,6 +192,27 @@ def test_a_checkpoint_brings_its_schedule_and_size(ckpt: Path, output: str) -> N
     assert checkpoint.load(ckpt)["digest"] in told
 
 
+@pytest.mark.parametrize("ckpt", [["cats", "dogs"]], indirect=True)
+def test_the_class_is_the_one_asked_for(ckpt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, flags in (("first", ""), ("cats", "--class cats"), ("dogs", "--class dogs")):
+        assert demo(f"cat.png -o {name}.png --ckpt {ckpt} --frames 3 {flags}") == Exit.OK
+        assert ("as class cats, the first of 2" in capsys.readouterr().out) == (name == "first")
+    first, cats, dogs = (np.asarray(Image.open(f"{name}.png")) for name in ("first", "cats", "dogs"))
+    assert np.array_equal(first, cats) and not np.array_equal(first, dogs)
+    told = read_provenance(Path("dogs.png"))
+    assert told is not None and told["flags"]["class"] == "dogs"
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "said"),
+    [(["cats", "dogs"], "no such class; did you mean 'dogs'?"), ([], "trained without classes")],
+    indirect=["ckpt"],
+)
+def test_a_class_that_is_not_there(ckpt: Path, capsys: pytest.CaptureFixture[str], said: str) -> None:
+    assert demo(f"cat.png --ckpt {ckpt} --class dog") == Exit.CONFIG
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
@@ -221,6 +248,7 @@ def test_help_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None
         "--size",
         "--seed",
         "--ckpt",
+        "--class",
         "--overwrite",
     ):
         assert option in text

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from ddpmctl.core.schedule import NoiseSchedule
     from ddpmctl.noise_demo.demo import Demo, Estimator
     from ddpmctl.noise_demo.picture import Picture
+    from ddpmctl.sampling import Model
 
 _SCHEDULES = ("core.schedule", "SCHEDULES")
 _LONGEST = 160
 _MOST_PIXELS = 50_000_000
+_MOST_WIDTH = 32_000
+_MOST_STILL, _MOST_GIF = 100, 300  # a figure of 17,000 pixels, an animation of 12 seconds
 _STILL_FRAMES, _GIF_FRAMES, _GIF_SECONDS = 9, 41, 4
 
 
@@ -45,7 +48,8 @@ def noise_demo(
         str | None,
         typer.Option(
             metavar="COUNT",
-            help=f"Levels, evenly from 0 to T.  [default: {_STILL_FRAMES}, or {_GIF_FRAMES} in a .gif]",
+            help=f"Levels, evenly from 0 to T, at most {_MOST_STILL}, or {_MOST_GIF} in a .gif.  "
+            f"[default: {_STILL_FRAMES}, or {_GIF_FRAMES} in a .gif]",
         ),
     ] = None,
     size: Annotated[
@@ -64,6 +68,12 @@ def noise_demo(
             "at each level.",
         ),
     ] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class", metavar="NAME", help="Class that the checkpoint takes the picture for.  [default: its first]"
+        ),
+    ] = None,
     overwrite: Annotated[bool, switch("--overwrite", "Replace FILE.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -76,6 +86,7 @@ def noise_demo(
     Example: `ddpmctl noise-demo cat.jpg -o cat.gif --schedule linear --schedule cosine`
     """
     from ddpmctl import plot
+    from ddpmctl.errors import ConfigError
     from ddpmctl.images import save_gif, save_png
     from ddpmctl.noise_demo.picture import Picture
     from ddpmctl.runfile import flag_layer, resolve
@@ -85,14 +96,16 @@ def noise_demo(
     names: list[str | None] = list(schedule) if schedule else [None]
     wanted = [resolve(flag_layer({**flags, "diffusion.schedule": name})) for name in names]
     levels = _levels(at, frames, None if ckpt else wanted[0].diffusion.timesteps, animated)
+    if class_name is not None and not ckpt:
+        raise ConfigError(f"--class {class_name}: there is no model to take it", "name one with --ckpt")
     picture = Picture(image)
     if ckpt:
         given = {"--schedule": schedule, "--timesteps": timesteps, "--size": size}
-        demo = _with_model(picture, ckpt, wanted, [flag for flag, value in given.items() if value])
+        demo = _with_model(picture, ckpt, class_name, wanted, [flag for flag, value in given.items() if value])
         levels = _levels(at, frames, demo.timesteps, animated)
     else:
         demo = _with_schedules(picture, wanted, own_schedules=bool(schedule), own_size=size is not None)
-    _check_pixels(demo, len(levels))
+    _check_size(demo, len(levels), animated)
     if not plot.available():
         console.warn(f"drawn without the curve of the signal-to-noise ratio: {plot.MISSING} ({plot.REMEDY})")
     told = {
@@ -101,8 +114,9 @@ def noise_demo(
         "seed": wanted[0].seed,
         **demo.facts(),
         "levels": levels,
-        "flags": {"schedule": schedule, "timesteps": timesteps, "size": size, "ckpt": str(ckpt) if ckpt else None},
-    }
+        "flags": {"schedule": schedule, "timesteps": timesteps, "size": size, "ckpt": str(ckpt) if ckpt else None,
+                  "class": class_name},
+    }  # fmt: skip
     if animated:
         fps = min(25.0, max(1.0, len(levels) / _GIF_SECONDS))
         save_gif(output, list(demo.animation(levels)), fps=fps, provenance=told)
@@ -132,20 +146,29 @@ def _levels(at: str | None, frames: str | None, timesteps: int | None, animated:
     """The noise levels to show. While T is not known, anything up to the largest T passes."""
     from ddpmctl.errors import ConfigError
     from ddpmctl.noise_demo.levels import even_levels, parse_levels
-    from ddpmctl.parsing import parse_count
 
-    last = 100_000 if timesteps is None else timesteps
+    last, most = 100_000 if timesteps is None else timesteps, _MOST_GIF if animated else _MOST_STILL
     if at is not None and frames is not None:
         raise ConfigError("--at and --frames both say which levels to show", "leave one of them out")
     if at is not None:
-        return parse_levels(at, last)
-    if frames is None:
-        return even_levels(last, min(last + 1, _GIF_FRAMES if animated else _STILL_FRAMES))
+        levels = parse_levels(at, last)
+    else:
+        default = min(last + 1, _GIF_FRAMES if animated else _STILL_FRAMES)
+        levels = even_levels(last, default if frames is None else _count(frames))
+    if len(levels) > most:
+        advice = f"show {most} or fewer" + ("" if animated else f", or up to {_MOST_GIF} with -o NAME.gif")
+        raise ConfigError(f"{'--frames' if at is None else '--at'}: {len(levels):,} levels are too many", advice)
+    return levels
+
+
+def _count(frames: str) -> int:
+    from ddpmctl.errors import ConfigError
+    from ddpmctl.parsing import parse_count
+
     try:
-        count = parse_count(frames)
+        return parse_count(frames)
     except ValueError as error:
         raise ConfigError(f"--frames: {error}", "give the number of levels, such as --frames 9") from error
-    return even_levels(last, count)
 
 
 def _with_schedules(picture: Picture, wanted: Sequence[RunConfig], *, own_schedules: bool, own_size: bool) -> Demo:
@@ -161,7 +184,9 @@ def _with_schedules(picture: Picture, wanted: Sequence[RunConfig], *, own_schedu
     return _demo(pixels, config.seed, schedules)
 
 
-def _with_model(picture: Picture, ckpt: Path, wanted: Sequence[RunConfig], flags: Sequence[str]) -> Demo:
+def _with_model(
+    picture: Picture, ckpt: Path, class_name: str | None, wanted: Sequence[RunConfig], flags: Sequence[str]
+) -> Demo:
     """A demo of a checkpoint's schedule with its estimates. Raises where one of ``flags`` contradicts it."""
     import torch
 
@@ -184,10 +209,28 @@ def _with_model(picture: Picture, ckpt: Path, wanted: Sequence[RunConfig], flags
             if flag in flags and asked not in (has, "auto"):
                 raise ConfigError(f"{flag} {asked}: {model.path} was trained with {has}", f"leave {flag} or --ckpt out")
     pixels = picture.pixels((height, width), channels, fit=data.fit, background=data.background)
-    label = torch.zeros(1, dtype=torch.long, device=model.device) if model.class_names else None
-    source = f"{model.path.name}, class {model.class_names[0]}" if model.class_names else model.path.name
+    label, source = None, model.path.name
+    if name := _class_of(model, class_name):
+        label, source = torch.tensor([model.label_of(name)], device=model.device), f"{source}, class {name}"
     estimator = Estimator(model.denoiser, model.device, label, source, model.digest)
     return _demo(pixels, wanted[0].seed, {diffusion.schedule: model.denoiser.schedule}, estimator)
+
+
+def _class_of(model: Model, asked: str | None) -> str | None:
+    """The class asked for, or the first; None for a model without classes. Raises :class:`ConfigError` for another."""
+    from ddpmctl.errors import ConfigError
+    from ddpmctl.rows import nearest
+
+    names = model.class_names
+    if asked is None:
+        if len(names) > 1:
+            console.note(f"as class {names[0]}, the first of {len(names)}: give another with --class")
+        return names[0] if names else None
+    if not names:
+        raise ConfigError(f"--class {asked}: {model.path} was trained without classes", "leave --class out")
+    if asked not in names:
+        raise ConfigError(f"--class {asked}: no such class{nearest(asked, names)}", f"classes: {', '.join(names)}")
+    return asked
 
 
 def _demo(pixels: Any, seed: int, schedules: dict[str, NoiseSchedule], estimator: Estimator | None = None) -> Demo:
@@ -200,12 +243,17 @@ def _demo(pixels: Any, seed: int, schedules: dict[str, NoiseSchedule], estimator
     return Demo(pixels, eps, schedules, estimator)
 
 
-def _check_pixels(demo: Demo, levels: int) -> None:
+def _check_size(demo: Demo, levels: int, animated: bool) -> None:
     """A figure or an animation of sane size."""
     from ddpmctl.errors import ConfigError
 
+    problem = ""
     if demo.shown_pixels(levels) > _MOST_PIXELS:
+        problem = f"more than {_MOST_PIXELS // 10**6} million pixels"
+    elif not animated and demo.shown_width(levels) > _MOST_WIDTH:
+        problem = f"more than {_MOST_WIDTH:,} pixels side by side"
+    if problem:
         raise ConfigError(
-            f"{levels} levels of this size are more than {_MOST_PIXELS // 10**6} million pixels",
+            f"{levels} levels of this size are {problem}",
             "show fewer levels with --frames or --at, fewer schedules, or a smaller --size",
         )

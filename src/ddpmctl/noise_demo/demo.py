@@ -15,7 +15,7 @@ from ddpmctl import plot
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.images import enlarged, to_pil, to_uint8
-from ddpmctl.noise_demo.figure import Cell, Heading, Panel, Row, draw
+from ddpmctl.noise_demo.figure import GAP, Cell, Heading, Panel, Row, draw
 from ddpmctl.noise_demo.levels import decibels, level, noised, psnr_db
 
 CELL = 160
@@ -59,6 +59,10 @@ class Demo:
         """Pixels of all pictures that so many levels make, enlarged as they are."""
         tracks = len(self.schedules) + bool(self.estimator)
         return levels * tracks * self.picture[0].numel() * self.scale**2
+
+    def shown_width(self, levels: int) -> int:
+        """Pixels across of so many levels side by side."""
+        return levels * (self.picture.shape[2] * self.scale + GAP)
 
     def facts(self) -> dict[str, Any]:
         """What made the figure, for its provenance."""
