@@ -24,7 +24,7 @@ from PIL import Image
 
 from ddpmctl.config import DataConfig
 from ddpmctl.data import cache as cache_module
-from ddpmctl.data import decode, entry, scan
+from ddpmctl.data import decode, draft, entry, scan
 from ddpmctl.data.cache import Cache, parse_bytes
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.errors import ConfigError, DataError
@@ -434,36 +434,48 @@ def test_off_is_neither_read_nor_written(photos: Path, place: Path, opened: list
     assert before == [(path, path.stat().st_mtime_ns) for path in place.rglob("*")]
 
 
-class Full:
-    """Every way in which a disk may refuse."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Path, where: str) -> None:
-        def refuse(*_: object, **__: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        if where == "a file in the way":
-            place.parent.mkdir(exist_ok=True)
-            place.write_text("")
-        elif where == "read-only":
-            monkeypatch.setattr(cache_module.tempfile, "mkdtemp", refuse)
-        elif where == "claim":
-            monkeypatch.setattr(cache_module.os, "posix_fallocate", refuse)
-        elif where == "flush":
-            monkeypatch.setattr(cache_module.np.memmap, "flush", refuse)
-        elif where == "index":
-            monkeypatch.setattr(cache_module, "write_index", refuse)
-        else:
-            monkeypatch.setattr(cache_module.Path, "rename", refuse)
+REFUSALS = ["a file in the way", "read-only", "claim", "write", "rest of a write", "sync", "index", "rename"]
 
 
-@pytest.mark.parametrize("where", ["a file in the way", "read-only", "claim", "flush", "index", "rename"])
+def refuse_at(where: str, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """Have the disk refuse at one of ``REFUSALS``."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write(self: draft.Draft, rows: np.ndarray[Any, Any]) -> None:
+        if self.count >= 5:
+            if where == "rest of a write":
+                self._file.write(rows.tobytes()[:7])
+            refuse()
+        real_write(self, rows)
+
+    real_write = draft.Draft.write
+    if where == "a file in the way":
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("")
+    elif where == "read-only":
+        monkeypatch.setattr(draft.tempfile, "mkdtemp", refuse)
+    elif where == "claim":
+        monkeypatch.setattr(cache_module.os, "posix_fallocate", refuse)
+    elif where in ("write", "rest of a write"):
+        monkeypatch.setattr(draft.Draft, "write", write)
+    elif where == "sync":
+        monkeypatch.setattr(cache_module.os, "fsync", refuse)
+    elif where == "index":
+        monkeypatch.setattr(draft, "write_index", refuse)
+    else:
+        monkeypatch.setattr(cache_module.Path, "rename", refuse)
+
+
+@pytest.mark.parametrize("where", REFUSALS)
 def test_a_cache_that_cannot_be_written_is_none(
     photos: Path, place: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     fresh = load(photos, channels=3, cache=False)
     opened.clear()
     with monkeypatch.context() as patch:
-        Full(patch, place, where)
+        refuse_at(where, patch, place)
         assert_same(load(photos, channels=3), fresh)
         assert len(opened) == 15  # once, all the same
         assert place.is_file() or entries(place) == []
@@ -474,10 +486,27 @@ def test_a_cache_that_cannot_be_written_is_none(
     opened.clear()
     with monkeypatch.context() as patch:
         if where != "a file in the way":
-            Full(patch, place, where)
+            refuse_at(where, patch, place)
         data = load(photos, channels=3)
         assert opened == ["class 0/new.png"]  # reading what there is goes on
     assert_same(data, load(photos, channels=3, cache=False))
+
+
+def test_a_disk_that_loses_what_it_took(
+    photos: Path, place: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = load(photos, channels=3, cache=False)
+
+    def sync(handle: int) -> None:
+        os.pwrite(handle, bytes(99), 50)  # as a page that a server would not take and the system forgot
+        raise OSError(122, "Disk quota exceeded")
+
+    opened.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.os, "fsync", sync)
+        assert_same(load(photos, channels=3), fresh)
+    assert len(opened) == 30  # found out, and done again
+    assert entries(place) == []
 
 
 def test_no_home_no_cache(photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

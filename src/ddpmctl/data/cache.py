@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,23 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from platformdirs import user_cache_path
 
-from ddpmctl.data.decode import Pixels
+from ddpmctl.data.draft import UNFINISHED, Draft
 from ddpmctl.data.entry import (
     INDEX,
-    PIXELS,
     About,
     Entry,
     Index,
     Records,
-    checksum_of,
-    map_privately,
+    files_of,
     name_of_data,
     open_entry,
     read_head,
     read_index,
+    remove_entry,
     write_index,
 )
 from ddpmctl.errors import ConfigError
@@ -49,7 +46,6 @@ DEFAULT_LIMIT = 20 * 2**30
 _INDEX_BYTES = 256  # of one file, about
 _ABANDONED_SECONDS = 24 * 3600.0
 _ENTRY = re.compile(r"images-[0-9a-f]{16}-[0-9a-f]{16}")
-_UNFINISHED = re.compile(r"images-\w+\.tmp")
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, StopIteration)
 
 
@@ -68,7 +64,7 @@ class Found:
     @property
     def unfinished(self) -> bool:
         """Whether it is being written, or was when its process was killed."""
-        return _UNFINISHED.fullmatch(self.folder.name) is not None
+        return UNFINISHED.fullmatch(self.folder.name) is not None
 
 
 def parse_bytes(text: str) -> int:
@@ -109,7 +105,7 @@ class Cache:
         except FileNotFoundError:
             return None
         except _UNUSABLE:
-            _remove(folder)
+            remove_entry(folder)
             return None
         with suppress(OSError):  # a cache that may only be read
             os.utime(folder / INDEX)
@@ -135,7 +131,7 @@ class Cache:
             if wanted > self.room():
                 return None
             self.trim(wanted)
-            return Draft(self, about, shape)
+            return Draft(self.folder, about, shape)
         except OSError:
             return None
 
@@ -149,12 +145,12 @@ class Cache:
         with suppress(OSError):  # no folder, no entries
             for found in self.found():
                 if found.unfinished and time.time() - found.used > _ABANDONED_SECONDS:
-                    _remove(found.folder)
+                    remove_entry(found.folder)
             room, everything = self.room(), sorted(self.found(), key=lambda found: found.used)
             taken = sum(found.bytes for found in everything) + wanted
             for found in everything:
                 if taken > room and not found.unfinished:
-                    _remove(found.folder)
+                    remove_entry(found.folder)
                     taken -= found.bytes
 
     def found(self) -> list[Found]:
@@ -165,60 +161,9 @@ class Cache:
         """Remove everything that the cache has made and return the bytes freed; strangers' files stay."""
         freed = 0
         for found in self.found():
-            _remove(found.folder)
+            remove_entry(found.folder)
             freed += 0 if found.folder.exists() else found.bytes
         return freed
-
-
-class Draft:
-    """An entry being written: ``pixels`` (N, C, H, W) is to be filled from the front, then :meth:`publish`-ed.
-
-    Raises ``OSError`` when the room cannot be had. :meth:`drop` it in the end, come what may: then nothing is left in
-    the folder but a published entry, and ``pixels`` stay usable.
-    """
-
-    def __init__(self, cache: Cache, about: About, shape: tuple[int, ...]) -> None:
-        self.about, self.place = about, cache.folder / about.name
-        self.folder = Path(tempfile.mkdtemp(prefix="images-", suffix=".tmp", dir=cache.folder))
-        try:
-            self.pixels: Pixels = np.memmap(self._claimed(math.prod(shape)), np.uint8, "r+", shape=shape)
-        except BaseException:
-            self.drop()
-            raise
-
-    def _claimed(self, size: int) -> Path:
-        """A file whose room is its own: on a full disk, a write to the mapping would later kill the process."""
-        path = self.folder / PIXELS
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-                os.fsync(file.fileno())  # a server may find out only now
-            else:
-                file.truncate(size)
-        return path
-
-    def publish(self, count: int, records: Records) -> Pixels:
-        """Make an entry of the first ``count`` rows. Returns them mapped from it, or as they are where that fails."""
-        rows = self.pixels[:count]
-        try:
-            assert isinstance(self.pixels, np.memmap)
-            self.pixels.flush()
-            with (self.folder / PIXELS).open("r+b") as file:
-                file.truncate(rows.nbytes)
-                os.fsync(file.fileno())
-            with (self.folder / INDEX).open("xb") as file:
-                file.write(write_index(self.about, rows.shape, checksum_of(rows), records))
-                file.flush()
-                os.fsync(file.fileno())
-            _remove(self.place)
-            self.folder.rename(self.place)
-            return map_privately(self.place / PIXELS, rows.shape)
-        except OSError:  # full, or another process was faster
-            return rows
-
-    def drop(self) -> None:
-        """Remove what has not been published."""
-        _remove(self.folder)
 
 
 def update(entry: Entry, about: About, records: Records) -> None:
@@ -231,11 +176,11 @@ def update(entry: Entry, about: About, records: Records) -> None:
 def _find(folder: Path) -> Iterator[Found]:
     with suppress(OSError):
         for place in folder.iterdir():
-            if not (_ENTRY.fullmatch(place.name) or _UNFINISHED.fullmatch(place.name)) or place.is_symlink():
+            if not (_ENTRY.fullmatch(place.name) or UNFINISHED.fullmatch(place.name)) or place.is_symlink():
                 continue
             with suppress(OSError):  # removed by another process
-                size = sum(file.stat().st_size for file in _files(place))
-                used = max(file.stat().st_mtime for file in (place, *_files(place)))
+                size = sum(file.stat().st_size for file in files_of(place))
+                used = max(file.stat().st_mtime for file in (place, *files_of(place)))
                 yield Found(place, size, used, _head(place))
 
 
@@ -244,18 +189,3 @@ def _head(place: Path) -> dict[str, Any]:
         return read_head(place)
     except _UNUSABLE:
         return {}
-
-
-def _files(place: Path) -> list[Path]:
-    """The files that we have written in the folder of an entry."""
-    names = [place / INDEX, place / PIXELS, *place.glob(".ddpmctl-*.tmp")]
-    return [path for path in names if path.is_file() and not path.is_symlink()]
-
-
-def _remove(place: Path) -> None:
-    """Remove an entry, the index first, so that nobody opens half of one; what others put there stays."""
-    with suppress(OSError):
-        if not place.is_symlink():
-            for path in _files(place):
-                path.unlink()
-            place.rmdir()

@@ -14,6 +14,7 @@ import torch
 from ddpmctl.config import DataConfig
 from ddpmctl.data.cache import Cache
 from ddpmctl.data.decode import Pixels, Probe, examine, parse_colour, probe
+from ddpmctl.data.draft import Lost
 from ddpmctl.data.entry import About, Record, Records, settled, unchanged
 from ddpmctl.data.formats import BadImage, shown
 from ddpmctl.data.pixels import PixelRows
@@ -71,9 +72,12 @@ def load_images(config: DataConfig, path: Path, *, progress: Progress | None = N
     stamps = listing.stamps  # before anything is read
     size, channels, rest = _resolve(config, listing, cache, progress)
     report = DataReport.of(listing)
-    with PixelRows(About.of(config, path, size, channels), stamps, cache) as rows:
-        kept, records, fingerprint = _decode_all(config, listing, rows, report, rest)
-        images = rows.finish(records)
+    try:
+        with PixelRows(About.of(config, path, size, channels), stamps, cache) as rows:
+            kept, records, fingerprint = _decode_all(config, listing, rows, report, rest)
+            images = rows.finish(records)
+    except Lost:
+        return load_images(config.model_copy(update={"cache": False}), path, progress=progress)
     if not kept:
         raise no_image(report, path)
     if len(report.bad) > config.max_bad * report.total:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import sys
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -172,7 +174,7 @@ def open_entry(folder: Path, about: About, index: Index | None = None) -> Entry:
     if any(head[key] != value for key, value in expected.items()):
         raise ValueError("an entry for something else")
     pixels = map_privately(folder / PIXELS, tuple(head["shape"]))
-    if checksum_of(pixels) != head["crc"]:
+    if (folder / PIXELS).stat().st_size != pixels.nbytes or checksum_of(pixels) != head["crc"]:
         raise ValueError("damaged pixels")
     return Entry(folder, pixels, head["crc"], records)
 
@@ -180,23 +182,24 @@ def open_entry(folder: Path, about: About, index: Index | None = None) -> Entry:
 def map_privately(path: Path, shape: tuple[int, ...]) -> Pixels:
     """Uint8 file as an array of ``shape`` that can be written to without a trace in the file.
 
-    Raises ``OSError``, and ``ValueError`` where the file has another size.
+    Raises ``OSError``, and ``ValueError`` where the file is shorter.
     """
+    size = math.prod(shape)
     with path.open("rb") as file:
         if sys.platform == "win32":
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
         else:
             # Linux refuses to map more than the memory has room for, in case all of it were written to. The flag
             # says that it will not be; Python names it from 3.13 on.
             unreserved = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
             flags, protection = mmap.MAP_PRIVATE | unreserved, mmap.PROT_READ | mmap.PROT_WRITE
-            mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=protection)
+            mapped = mmap.mmap(file.fileno(), size, flags=flags, prot=protection)
     return np.frombuffer(mapped, dtype=np.uint8).reshape(shape)
 
 
-def checksum_of(pixels: Pixels) -> int:
-    """CRC-32 of the bytes of a contiguous array."""
-    flat, crc = pixels.reshape(-1).data, 0
+def checksum_of(pixels: Pixels, crc: int = 0) -> int:
+    """CRC-32 of the bytes of a contiguous array, going on from ``crc``, that of the bytes before."""
+    flat = pixels.reshape(-1).data
     for start in range(0, len(flat), _CHUNK):
         crc = zlib.crc32(flat[start : start + _CHUNK], crc)
     return crc
@@ -205,3 +208,18 @@ def checksum_of(pixels: Pixels) -> int:
 def contents(records: Records) -> list[str]:
     """The contents of the usable images, by row."""
     return [record.content for record in records.values() if record.content]
+
+
+def files_of(place: Path) -> list[Path]:
+    """The files that we have written in the folder of an entry."""
+    names = [place / INDEX, place / PIXELS, *place.glob(".ddpmctl-*.tmp")]
+    return [path for path in names if path.is_file() and not path.is_symlink()]
+
+
+def remove_entry(place: Path) -> None:
+    """Remove an entry, the index first, so that nobody opens half of one; what others put there stays."""
+    with suppress(OSError):
+        if not place.is_symlink():
+            for path in files_of(place):
+                path.unlink()
+            place.rmdir()

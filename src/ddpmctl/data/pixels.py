@@ -11,8 +11,9 @@ from types import TracebackType
 
 import numpy as np
 
-from ddpmctl.data.cache import Cache, Draft, update
+from ddpmctl.data.cache import Cache, update
 from ddpmctl.data.decode import Pixels
+from ddpmctl.data.draft import Draft
 from ddpmctl.data.entry import About, Entry, Record, Records, contents, unchanged
 from ddpmctl.errors import DataError
 
@@ -29,13 +30,14 @@ class PixelRows:
     """
 
     def __init__(self, about: About, stamps: Mapping[str, str], cache: Cache | None) -> None:
-        self.about, self.capacity, self.cache = about, len(stamps), cache
+        self.about, self.cache = about, cache
         self.old: Entry | None = cache.open(about) if cache else None
         self.known: Records = unchanged(self.old.records, stamps) if self.old else {}
         self.count = 0
         self._old_contents = contents(self.old.records) if self.old else []
+        self._shape = (len(stamps), about.channels, *about.size)
         self._draft: Draft | None = None
-        self._new: Pixels | None = None
+        self._array = np.empty(0, np.uint8)
 
     def remembered(self, record: Record) -> Pixels | None:
         """The pixels (C, H, W) of one that is ``known``; None of a bad file."""
@@ -44,40 +46,68 @@ class PixelRows:
     def add(self, content: str, pixels: Pixels) -> int:
         """Add a row (C, H, W) made of a file of that ``content`` (sha256 in hex); returns its number.
 
-        Raises :class:`DataError` when there is no room on any disk.
+        Raises :class:`DataError` when there is no room on any disk, :class:`Lost` when a disk fails.
         """
         # Like content gives like pixels, so a file that was only touched or read again for safety costs no copy.
-        if self._new is None and self._old_contents[self.count : self.count + 1] != [content]:
-            self._new = self._move()
-        if self._new is not None:
-            self._new[self.count] = pixels
+        if not self._moved and self._old_contents[self.count : self.count + 1] != [content]:
+            self._move()
+        if self._moved:
+            self._put(self.count, pixels[None])
         self.count += 1
         return self.count - 1
 
     def finish(self, records: Records) -> Pixels:
-        """All rows (N, C, H, W); they and ``records`` are what the cache remembers."""
-        if self._new is None and self.count < len(self._old_contents):
-            self._new = self._move()
-        if self._new is None and self.old:
-            if records != self.old.records:
-                update(self.old, self.about, records)
-            pixels = self.old.pixels
-        elif self._draft and self.count:
-            pixels = self._draft.publish(self.count, records)
-        else:
-            pixels = self._new[: self.count] if self._new is not None else np.empty(0, np.uint8)
+        """All rows (N, C, H, W); they and ``records`` are what the cache remembers. Raises as :meth:`add` does."""
+        if not self._moved and self.count < len(self._old_contents):
+            self._move()
+        pixels = self._finished(records)
         if self.cache:
             self.cache.trim()
         return pixels
 
-    def _move(self) -> Pixels:
-        """A new array that has the rows so far."""
-        shape = (self.capacity, self.about.channels, *self.about.size)
-        self._draft = self.cache.draft(self.about, shape) if self.cache else None
-        new = self._draft.pixels if self._draft else allocate(shape)
-        if self.old:
-            new[: self.count] = self.old.pixels[: self.count]
-        return new
+    def _finished(self, records: Records) -> Pixels:
+        if self.old and not self._moved:
+            if records != self.old.records:
+                update(self.old, self.about, records)
+            return self.old.pixels
+        if self._draft and self.count:
+            try:
+                return self._draft.publish(records)
+            except OSError:
+                self._retreat()
+        return self._array[: self.count]
+
+    @property
+    def _moved(self) -> bool:
+        """Whether rows are put in a new place."""
+        return self._draft is not None or self._array.size > 0
+
+    def _move(self) -> None:
+        """Find a new place, and put the rows so far there."""
+        self._draft = self.cache.draft(self.about, self._shape) if self.cache else None
+        if self._draft is None:
+            self._array = allocate(self._shape)
+        if self.old and self.count:
+            self._put(0, self.old.pixels[: self.count])
+
+    def _put(self, start: int, rows: Pixels) -> None:
+        """Put rows (K, C, H, W) behind the ``start`` ones that are there."""
+        if self._draft:
+            try:
+                return self._draft.write(np.ascontiguousarray(rows))
+            except OSError:
+                self._retreat()
+        self._array[start : start + len(rows)] = rows
+        return None
+
+    def _retreat(self) -> None:
+        """Go on without the cache, for it cannot be written."""
+        assert self._draft
+        self._array = allocate(self._shape)
+        if self._draft.count:
+            self._array[: self._draft.count] = self._draft.rows()
+        self._draft.drop()
+        self._draft = None
 
     def __enter__(self) -> PixelRows:
         return self

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 
 from ddpmctl.data.formats import EXTENSIONS, MAX_FILE_BYTES, BadImage, shown
@@ -218,8 +218,9 @@ def _is_clutter(part: str) -> bool:
 
 
 def _is_image_name(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not any(_is_clutter(part) for part in path.parts)
+    parts = name.split("/")
+    stem, _, ending = parts[-1].rpartition(".")
+    return bool(stem) and f".{ending.lower()}" in EXTENSIONS and not any(map(_is_clutter, parts))
 
 
 def _because(error: BaseException) -> str:
