@@ -12,7 +12,7 @@ from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
 from ddpmctl.parsing import parse_count, parse_device
 
 if TYPE_CHECKING:
-    from ddpmctl.outputs import Job, Sink
+    from ddpmctl.outputs import Sink
     from ddpmctl.sampling import Model
 
 _HOW = "How"
@@ -89,11 +89,11 @@ def sample(
     }  # fmt: skip
     if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
         columns = len(model.class_names)
-    job = Job(path, n, model.image_shape, steps, made_with, columns, scale)
+    output = sink(Job(path, n, model.image_shape, steps, made_with, columns, scale))
     console.note(f"{sampler}, {steps} steps, {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
                  f" {weights} weights of step {model.step:,}, {model.device}, {model.precision}")  # fmt: skip
-    with sink(job) as target:
-        _run(model, job, target, labels, seed=seed, sampler=sampler, options=options, batch_size=min(batch_size, n))
+    with output as target:
+        _run(model, target, labels, seed=seed, sampler=sampler, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
     return 0
 
@@ -110,7 +110,7 @@ def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
 
 
 def _run(
-    model: Model, job: Job, target: Sink, labels: list[int] | None, *,
+    model: Model, target: Sink, labels: list[int] | None, *,
     seed: int, sampler: str, options: dict[str, Any], batch_size: int,
 ) -> None:  # fmt: skip
     """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
@@ -119,7 +119,8 @@ def _run(
     from ddpmctl.images import to_uint8
     from ddpmctl.sampling import generate
 
-    n, steps, done, finished = job.n, job.steps, 0, 0
+    job, done, finished = target.job, 0, 0
+    n, steps = job.n, job.steps
     left_at = {t: left for left, t in enumerate(reversed(spaced_timesteps(model.denoiser.schedule.timesteps, steps)))}
 
     def smaller(size: int) -> None:
