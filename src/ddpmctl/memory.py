@@ -9,7 +9,8 @@ from pathlib import Path
 
 _STATUS, _CLEAR, _MEMINFO = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-_SIGNS = ("can't allocate memory", "bad_alloc", "out of memory", "could not create a memory")
+# The last two are what oneDNN, which computes convolutions on CPUs, says when it gets no memory.
+_SIGNS = ("can't allocate memory", "bad_alloc", "out of memory", "could not create a memory", "could not create a primitive")
 
 
 def out_of_memory(error: BaseException) -> bool:

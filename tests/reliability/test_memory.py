@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from ddpmctl import preflight, sampling, training
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from ddpmctl.memory import available_bytes, out_of_memory, peak_bytes
-from runs import assert_same, rows, state_of
+from runs import assert_same, rows, state_of, steps_saved, training
 
 
 def no_room_above(monkeypatch: pytest.MonkeyPatch, most: int, *, after_step: int = -1) -> None:
@@ -122,6 +125,24 @@ def test_main_memory_is_reckoned_before_the_system_ends_the_process(photos, tiny
     assert state_of(Path("enough"), 1)["config"]["train"]["grad_accum"] == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space hold on Linux")
+def test_a_real_process_with_too_little_memory_trains_all_the_same(tmp_path, photos):
+    """1 GiB beyond what torch takes by itself; the whole batch needs twice as much."""
+    base = int(subprocess.run(
+        [sys.executable, "-c", "import torch, ddpmctl.cli.train, ddpmctl.run, matplotlib.pyplot; torch.ones(9, 9) @ torch.ones(9, 9);"
+         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmPeak')))"],
+        capture_output=True, text=True, check=True).stdout) * 1024  # fmt: skip
+    limit = base + 2**30
+    flags = ["--size", "64", "--batch-size", "64", "--steps", "1", "--precision", "fp32", "--set", "train.samples=1"]
+    narrow = ["--set", "model.base_channels=32", "--set", "model.num_res_blocks=1", "--set", "model.attention_levels=[]"]
+    with training(photos, "--out", tmp_path / "r", *flags, *narrow,
+                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))) as process:  # fmt: skip
+        printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert "a batch of 64 goes in" in printed
+    assert steps_saved(tmp_path / "r") == [1]
+
+
 def test_available_memory_is_a_sane_number():
     free = available_bytes()
     assert free is None or 2**20 < free < 2**50
@@ -139,6 +160,7 @@ def test_the_peak_of_a_piece_of_work():
     (MemoryError(), True),
     (torch.OutOfMemoryError("CUDA out of memory."), True),
     (RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"), True),
+    (RuntimeError("could not create a primitive"), True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     (OSError(12, "Cannot allocate memory"), False),
     (ValueError("out of memory"), False),

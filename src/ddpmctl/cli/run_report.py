@@ -36,7 +36,7 @@ def summary(run: Run) -> None:
     ]  # fmt: skip
     if run.validation:
         every = f"every {train.val_every:,} steps" if train.val_every else "at the end"
-        rows.insert(2, ("held out", f"{len(run.validation.held):,} images, to measure val_loss on {every}"))
+        rows.insert(2, ("held out", f"{len(run.validation.held):,} images; val_loss is measured on them {every}"))
     if run.state.step:
         rows.append(("resumed", f"from step {run.state.step:,}"))
     for name, text in rows:
