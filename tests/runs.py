@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-m", "ddpmctl"]
 
 
 @contextmanager
-def training(*arguments: object, **options: object) -> Iterator[subprocess.Popen[str]]:
+def train_process(*arguments: object, **options: object) -> Iterator[subprocess.Popen[str]]:
     """``ddpmctl train`` in a process of its own, its output in ``process.stdout``; killed when the block ends."""
     process = subprocess.Popen(
         [*COMMAND, "train", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options

@@ -15,7 +15,7 @@ import pytest
 
 from ddpmctl.cli import main
 from helpers import write_images
-from runs import assert_same_run, assert_whole, steps_saved, training, wait_for
+from runs import assert_same_run, assert_whole, steps_saved, train_process, wait_for
 
 KILLS = int(os.environ.get("DDPMCTL_KILLS", "4"))
 
@@ -41,7 +41,7 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_one(tmp_path: Path, p
     while kills < KILLS:
         start = steps_saved(run)[-1] if (run / "run.yaml").exists() and steps_saved(run) else 0
         resume = ["--resume"] if (run / "run.yaml").exists() else []
-        with training(*base, *resume) as process:
+        with train_process(*base, *resume) as process:
             if kills % 4 == 3:  # while it starts, reads and takes up the run
                 time.sleep(dice.uniform(0, 4))
             else:
@@ -87,7 +87,7 @@ def test_every_signal_saves_at_the_step_and_the_run_goes_on_exactly(tmp_path: Pa
     settings = tmp_path / "settings.yaml"
     settings.write_text(SETTINGS.replace("PRECISION", "fp32").replace("save_every: 2", "save_every: 1000000"))
     run = tmp_path / "stopped"
-    with training(data, "-c", settings, "--out", run) as process:
+    with train_process(data, "-c", settings, "--out", run) as process:
         wait_for(lambda: (run / "metrics.csv").exists() and len((run / "metrics.csv").read_bytes()) > 300, process)
         process.send_signal(getattr(signal, name))
         printed = process.communicate(timeout=60)[0]
@@ -106,7 +106,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     data = write_images(tmp_path / "photos", count=4, size=(64, 64))
     slow = ["--size", "64", "--steps", "1000", "--batch-size", "64", "--set", "model.base_channels=64", "--precision", "fp32"]
     run = tmp_path / "run"
-    with training(data, "--out", run, *slow, "--set", "train.log_every=1") as process:
+    with train_process(data, "--out", run, *slow, "--set", "train.log_every=1") as process:
         wait_for((run / "metrics.csv").exists, process)
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -123,7 +123,7 @@ def test_nohup_is_obeyed(tmp_path: Path, photos: Path, tiny: Path) -> None:
 
     run = tmp_path / "run"
     arguments = [photos, "-c", tiny, "--out", run, "--steps", "100000", "--set", "train.sample_every=0"]
-    with training(*arguments, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
+    with train_process(*arguments, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         wait_for((run / "metrics.csv").exists, process)
         process.send_signal(signal.SIGHUP)
         with pytest.raises(subprocess.TimeoutExpired):

@@ -16,7 +16,7 @@ from ddpmctl import preflight, sampling, training
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from ddpmctl.memory import available_bytes, out_of_memory, peak_bytes
-from runs import assert_same, rows, state_of, steps_saved, training
+from runs import assert_same, rows, state_of, steps_saved, train_process
 
 
 def no_room_above(monkeypatch: pytest.MonkeyPatch, most: int, *, after_step: int = -1) -> None:
@@ -135,7 +135,7 @@ def test_a_real_process_with_too_little_memory_trains_all_the_same(tmp_path, pho
     limit = base + 2**30
     flags = ["--size", "64", "--batch-size", "64", "--steps", "1", "--precision", "fp32", "--set", "train.samples=1"]
     narrow = ["--set", "model.base_channels=32", "--set", "model.num_res_blocks=1", "--set", "model.attention_levels=[]"]
-    with training(photos, "--out", tmp_path / "r", *flags, *narrow,
+    with train_process(photos, "--out", tmp_path / "r", *flags, *narrow,
                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))) as process:  # fmt: skip
         printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed

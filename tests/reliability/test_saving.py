@@ -16,7 +16,7 @@ import pytest
 from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.errors import CheckpointError, Exit
-from runs import COMMAND, assert_same, assert_whole, rows, state_of, steps_saved, training, wait_for
+from runs import COMMAND, assert_same, assert_whole, rows, state_of, steps_saved, train_process, wait_for
 
 LONG = ["--steps", "1000000", "--set", "train.sample_every=0", "--set", "train.save_every=5", "--set", "train.log_every=1"]
 
@@ -87,7 +87,7 @@ def test_a_full_disk_is_outlived(small_disk: Path, tmp_path: Path, photos: Path,
 
 def test_a_folder_that_becomes_read_only_is_outlived(small_disk: Path, photos: Path, tiny: Path) -> None:
     run = small_disk / "run"
-    with training(photos, "-c", tiny, "--out", run, *LONG) as process:
+    with train_process(photos, "-c", tiny, "--out", run, *LONG) as process:
         wait_for(lambda: steps_saved(run), process)
         # A read-only file system in place of the folder: file rights would not stop a test that runs as root.
         subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", run / "checkpoints"], check=True)
@@ -110,7 +110,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path, ph
     run = tmp_path / "run"
     arguments = [photos, "-c", tiny, "--out", run, "--set", "train.save_every=2", "--set", "data.cache=false"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    with training(*arguments, preexec_fn=limit) as process:
+    with train_process(*arguments, preexec_fn=limit) as process:
         printed = process.communicate(timeout=120)[0]
     assert process.returncode == Exit.OUTPUT, printed
     assert printed.count("going on, the next try is in 2 steps") == 2
@@ -121,7 +121,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path, ph
 
 def test_a_folder_that_vanishes_is_made_again(tmp_path: Path, photos: Path, tiny: Path) -> None:
     run = tmp_path / "runs" / "run"
-    with training(photos, "-c", tiny, "--out", run, *LONG) as process:
+    with train_process(photos, "-c", tiny, "--out", run, *LONG) as process:
         wait_for(lambda: steps_saved(run), process)
         gone = tmp_path / "gone"
         (tmp_path / "runs").rename(gone)
@@ -138,7 +138,7 @@ def test_the_second_process_on_a_run_is_refused(
     tmp_path: Path, photos: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    with training(photos, "-c", tiny, "--out", run, *LONG) as process:
+    with train_process(photos, "-c", tiny, "--out", run, *LONG) as process:
         wait_for(lambda: steps_saved(run), process)
         for flags in (["--resume"], ["--overwrite"]):
             assert main(["train", str(photos), "-c", str(tiny), "--out", str(run), *flags]) == Exit.OUTPUT
@@ -153,7 +153,7 @@ def test_the_second_process_on_a_run_is_refused(
 def test_two_processes_that_begin_the_same_run_at_once(tmp_path: Path, photos: Path, tiny: Path) -> None:
     run = tmp_path / "run"
     arguments = [photos, "-c", tiny, "--out", run, "--steps", "60"]
-    with training(*arguments) as first, training(*arguments) as second:
+    with train_process(*arguments) as first, train_process(*arguments) as second:
         texts = [process.communicate(timeout=180)[0] for process in (first, second)]
     assert sorted([first.returncode, second.returncode]) == [0, Exit.OUTPUT], texts
     assert "Traceback" not in "".join(texts)

@@ -116,7 +116,7 @@ def _scan_folder(root: Path) -> Listing:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield (posix name, fault or "") of files and of folders that are not entered: hidden or unreadable.
+    """Yield (posix name, fault or "") of files and of folders that are not entered: hidden, unreadable, or a run's.
 
     Linked folders come last and each real folder is entered once, so that a loop of links ends and a name
     goes through a link only where there is no other way to the file.
@@ -136,6 +136,9 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
             if not here:
                 raise DataError(f"{root}: {_because(error)}", _GIVE_IMAGES) from error
             yield here, _because(error)
+            continue
+        if here and {"run.yaml", "checkpoints"} <= {entry.name for entry in entries}:
+            yield here, ""  # a run that trains on the folder it lies in must not feed on its own samples
             continue
         for entry in entries:
             name = f"{here}/{entry.name}" if here else entry.name

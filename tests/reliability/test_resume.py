@@ -1,0 +1,105 @@
+"""Which settings a resumed run has, and what it says about them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ddpmctl.cli import main
+from ddpmctl.errors import Exit
+from helpers import write_images
+from runs import rows, state_of, steps_saved
+
+
+@pytest.fixture
+def run(photos: Path, tiny: Path) -> Path:
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]) == 0
+    return Path("r")
+
+
+def edit(run: Path, section: str, key: str, value: object) -> None:
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    settings[section][key] = value
+    (run / "run.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_settings_edited_in_run_yaml_hold_on_resume(run, capsys):
+    edit(run, "train", "steps", 8)
+    edit(run, "train", "lr", 5e-4)
+    capsys.readouterr()
+    assert main(["train", "--resume", "r"]) == 0
+    printed = capsys.readouterr().out
+    assert "changed: train.steps: 6 -> 8" in printed and "changed: train.lr: 0.001 -> 0.0005" in printed
+    assert rows(run)[-1]["step"] == "8" and float(rows(run)[-1]["lr"]) == 5e-4
+
+
+def test_an_edit_of_run_yaml_that_changes_the_learning_is_refused(run, capsys):
+    edit(run, "diffusion", "schedule", "cosine")
+    assert main(["train", "--resume", "r", "--steps", "8"]) == Exit.CONFIG
+    shown = capsys.readouterr().err
+    assert "diffusion.schedule: linear when the run started, now cosine" in shown and "--force" in shown
+
+
+def test_a_run_yaml_with_a_mistake_names_file_and_line(run, capsys):
+    edit(run, "train", "stepz", 8)
+    assert main(["train", "--resume", "r"]) == Exit.CONFIG
+    assert "r/run.yaml:" in capsys.readouterr().err
+
+
+def test_more_steps_that_were_asked_for_survive_a_kill_before_the_next_save(run, capsys):
+    """What was typed last is in run.yaml before training begins, so the bare command goes on with it."""
+    edit(run, "train", "steps", 9)
+    assert main(["train", "--resume", "r"]) == 0
+    assert steps_saved(run)[-1] == 9
+    for step in steps_saved(run):
+        if step > 6:
+            (run / "checkpoints" / f"step-{step:08d}.pt").unlink()
+    assert main(["train", "--resume", "r", "-q"]) == 0
+    assert steps_saved(run)[-1] == 9
+
+
+@pytest.mark.parametrize(("flags", "key"), [
+    (["--set", "data.workers=3"], "data.workers"),
+    (["--set", "train.sample_every=2"], "train.sample_every"),
+    (["--set", "train.val_every=3"], "train.val_every"),
+    (["--set", "train.keep=7"], "train.keep"),
+    (["--set", "data.cache=false"], "data.cache"),
+    (["--device", "auto"], "device"),
+    (["--set", "train.grad_accum=2"], "train.grad_accum"),
+])  # fmt: skip
+def test_harmless_settings_may_change(run, capsys, flags, key):
+    edit_first = main(["train", "--resume", "r", "--steps", "7", *flags])
+    assert edit_first == 0
+    if key != "device":  # auto is what it was
+        assert f"changed: {key}:" in capsys.readouterr().out
+    assert state_of(run, 7)["step"] == 7
+
+
+def test_images_that_have_moved_are_found_by_name(run, photos, capsys, tmp_path):
+    photos.rename(tmp_path / "elsewhere")
+    assert main(["train", "--resume", "r", "--steps", "8"]) == Exit.DATA
+    assert "ddpmctl train NEW-PLACE --resume --out r" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "elsewhere"), "--resume", "--out", "r", "--steps", "8"]) == 0
+    assert "changed: data.path" in capsys.readouterr().out
+
+
+def test_a_run_beside_its_images_does_not_become_part_of_them(tmp_path, tiny, monkeypatch):
+    """``cd photos; ddpmctl train .`` puts the run, with its sample grids, into the folder of images."""
+    photos = write_images(tmp_path / "here")
+    shutil.copy(tiny, photos / "tiny.yaml")
+    monkeypatch.chdir(photos)
+    assert main(["train", ".", "-c", "tiny.yaml", "-q"]) == 0
+    assert (photos / "runs" / "here" / "samples").is_dir()
+    assert main(["train", ".", "-c", "tiny.yaml", "-q", "--resume", "--steps", "8"]) == 0
+    assert state_of(photos / "runs" / "here", 8)["data"]["images"] == 12
+
+
+def test_a_run_of_an_older_release_without_the_new_keys_resumes(run):
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    for section, key in (("data", "holdout"), ("data", "cache"), ("train", "val_every"), ("train", "bad_steps")):
+        del settings[section][key]
+    (run / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["train", "--resume", "r", "--steps", "8", "-q"]) == 0
