@@ -44,6 +44,11 @@ def root(
     """
 
 
-_COMMANDS = {"train": train, "sample": sample, "noise-demo": noise_demo, "inspect": inspect, "cache": cache}
-for name, command in _COMMANDS.items():
+for command, name in (
+    (train, "train"),
+    (sample, "sample"),
+    (noise_demo, "noise-demo"),
+    (inspect, "inspect"),
+    (cache, "cache"),
+):
     app.command(name)(command)
