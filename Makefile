@@ -5,12 +5,13 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types unit test-slow clean
+.PHONY: help demo test lint types unit test-slow soak clean
 
 help:
 	@echo "make demo       set up, train on examples/fashion.zip for a few minutes, draw new images: demo.png"
 	@echo "make test       set up, then lint, types and tests"
 	@echo "make test-slow  the long tests too"
+	@echo "make soak       50 kills and 20 times the fuzzing of docs/reliability.md: about an hour"
 	@echo "make clean      remove the environment and the demo"
 
 $(READY): pyproject.toml
@@ -44,6 +45,9 @@ unit: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+soak: $(READY)
+	DDPMCTL_KILLS=50 DDPMCTL_FUZZ=20 $(BIN)/python -m pytest -q -s tests/reliability
 
 clean:
 	rm -rf $(VENV) $(DEMO) demo.png

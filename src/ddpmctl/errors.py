@@ -29,7 +29,7 @@ EXIT_MEANINGS: dict[Exit, str] = {
     Exit.DEVICE: "device missing or out of memory",
     Exit.OUTPUT: "output exists already or cannot be written",
     Exit.DIVERGED: "training diverged",
-    Exit.STOPPED: "stopped by a signal after saving; go on with --resume",
+    Exit.STOPPED: "stopped by a signal or --max-time after saving; go on with --resume",
     Exit.INTERRUPTED: "interrupted, nothing saved since the last checkpoint",
 }
 
