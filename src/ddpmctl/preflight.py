@@ -24,7 +24,7 @@ def preflight(run: Run) -> Iterator[Notice]:
     Where a GPU runs out of memory, the batch is cut into more parts. Main memory is reckoned first: the system would not
     say that there is too little of it, but end the process. Raises the device's own error when one image is too much.
     """
-    parts = run.state.parts
+    parts, at_once = run.state.parts, run.grid.batch_size
     buffers = [buffer.clone() for buffer in run.state.net.buffers()]
     if run.device.type == "cpu":
         yield from _fit_main_memory(run)
@@ -37,6 +37,8 @@ def preflight(run: Run) -> Iterator[Notice]:
     restore_buffers(run.state.net, buffers)
     if run.state.parts != parts:
         yield from run.keep_parts("out of memory")
+    if run.grid.batch_size != at_once:
+        yield Notice(f"out of memory: sample grids are drawn with {run.grid.batch_size} images at once")
 
 
 def _fit_main_memory(run: Run) -> Iterator[Notice]:

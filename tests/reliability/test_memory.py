@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ddpmctl import preflight, sampling, training
 from ddpmctl.cli import main
@@ -73,6 +73,32 @@ def test_a_dry_run_tries_memory_too_and_writes_nothing(photos, tiny, monkeypatch
     assert main(["train", str(photos), "-c", str(tiny), "--dry-run"]) == 0
     assert "a batch of 4 goes in 2 parts" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_a_failed_trial_does_not_cost_the_run_that_it_was_to_replace(photos, tiny, monkeypatch):
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]) == 0
+    before = {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()}
+    no_room_above(monkeypatch, 0)
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "--overwrite"]) == Exit.DEVICE
+    assert {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()} == before
+
+
+def test_a_grid_that_does_not_fit_is_drawn_in_parts(photos, tiny, monkeypatch, capsys):
+    plain = sampling.SAMPLERS["ddim"]
+
+    def narrow(denoiser, x_t, *args, **options):
+        if len(x_t) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        yield from plain(denoiser, x_t, *args, **options)
+
+    command = ["train", str(photos), "-c", str(tiny)]
+    with monkeypatch.context() as patch:
+        patch.setitem(sampling.SAMPLERS, "ddim", narrow)
+        assert main([*command, "--out", "little"]) == 0
+    assert "sample grids are drawn with 2 images at once" in capsys.readouterr().err
+    assert main([*command, "--out", "enough", "-q"]) == 0
+    little, enough = (Image.open(f"{run}/samples/step-00000006.png") for run in ("little", "enough"))
+    assert max(high for _, high in ImageChops.difference(little, enough).getextrema()) <= 1
 
 
 def test_trying_memory_changes_nothing(photos, tiny, monkeypatch):

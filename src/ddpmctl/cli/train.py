@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import time
 from pathlib import Path
@@ -56,6 +55,7 @@ def train(
 
     Every key of a run file, with its meaning: `ddpmctl inspect --defaults`.
     """
+    from ddpmctl.preflight import preflight
     from ddpmctl.runfile import flag_layer
 
     flags = flag_layer(
@@ -82,6 +82,8 @@ def train(
             console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
             return 0
         folder.lock()
+        for notice in preflight(run):
+            console.warn(notice.text)
         if not resume:
             _clear(folder, overwrite=overwrite)
         return _train(run, started + max_time if max_time else None)
@@ -231,13 +233,12 @@ def _load(config: RunConfig, resumed: RunFolder | None) -> ImageDataset:
 def _train(run: Run, deadline: float | None) -> int:
     """Consume the run's events: bar, notes, and a clean stop."""
     from ddpmctl.cli.stopping import StopFlag
-    from ddpmctl.preflight import preflight
 
     train, folder = run.config.train, run.folder
     run.begin()
     shown = Shown(run)
     with StopFlag(deadline, "--max-time") as stop, console.bar("training", train.steps, run.state.step) as bar:
-        for event in itertools.chain(preflight(run), run.train()):
+        for event in run.train():
             shown.event(bar, event)
             if stop.reason():
                 if not run.saved():
