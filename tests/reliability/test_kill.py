@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     import signal
 
     data = write_images(tmp_path / "photos", count=4, size=(64, 64))
-    slow = ["--size", "64", "--steps", "1000", "--batch-size", "64", "--set", "model.base_channels=64", "--precision", "fp32"]
+    slow = ["--size", "64", "--steps", "1000", "--batch-size", "8", "--set", "model.base_channels=32", "--precision", "fp32"]
     run = tmp_path / "run"
     with train_process(data, "--out", run, *slow, "--set", "train.log_every=1") as process:
         wait_for((run / "metrics.csv").exists, process)
