@@ -216,6 +216,19 @@ def test_dates_and_signs_stay_words(run_file):
     assert (config.data.path, config.data.background) == ("2024-05-01", "=")
 
 
+@pytest.mark.parametrize("name", ["007", "2024", "1_000", "0x10", "1.50", "12:30", "1e5", "on", "No", ".5", "!!int 5"])
+def test_the_name_of_a_folder_stays_as_it_is_written(run_file, name):
+    name, tag = name.removeprefix("!!int "), "!!int " if "!!" in name else ""
+    assert read(run_file(f"data: {{path: {tag}{name}}}\n")).data.path == name
+    assert resolve(flag_layer({}, [f"data.path={tag}{name}"])).data.path == name
+
+
+@pytest.mark.parametrize("name", ["a\\0b", "\\ud800"])
+def test_what_no_folder_can_be_called(run_file, name):
+    problem = fault(run_file(f'seed: 1\ndata:\n  path: "{name}"\n'))
+    assert re.fullmatch(r"run\.yaml:3: data\.path: '.*' cannot be the name of a folder or file", problem)
+
+
 BIG = "0x" + "f" * 9000
 LAUGHS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0: &a0 [lol]" for i in range(12))
 HOSTILE = {

@@ -5,12 +5,13 @@ Nothing here imports torch. Reading, merging and writing run files is in :mod:`d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from ddpmctl.parsing import parse_count, parse_device, parse_size, size_text
+from ddpmctl.parsing import parse_count, parse_device, parse_size, size_text, written
 from ddpmctl.rows import nearest, row_names
 
 
@@ -20,7 +21,7 @@ def _parse_channels(value: object) -> object:
     if number in ("1", "3", "4"):
         number = int(str(number))
     if isinstance(number, bool) or number not in ("auto", 1, 3, 4):
-        raise ValueError(f"{value!r} is not auto, 1 (grey), 3 (rgb) or 4 (rgba)")
+        raise ValueError(f"{written(value)} is not auto, 1 (grey), 3 (rgb) or 4 (rgba)")
     return number
 
 
@@ -31,8 +32,18 @@ def _parse_time_embedding(value: object) -> object:
         return value
     width = parse_count(value)
     if width < 2 or width % 2:
-        raise ValueError(f"{value!r} is not auto, none or an even number")
+        raise ValueError(f"{written(value)} is not auto, none or an even number")
     return width
+
+
+def _check_place(value: str) -> str:
+    try:
+        usable = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{written(value)} cannot be the name of a folder or file")
+    return value
 
 
 def _parse_number(value: object) -> object:
@@ -47,7 +58,7 @@ def _row(module: str, table: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         names = row_names(module, table)
         if value not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}{nearest(value, names)}")
+            raise ValueError(f"{written(value)} is not one of {', '.join(names)}{nearest(value, names)}")
         return value
 
     return check
@@ -57,6 +68,7 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 Positive = Annotated[Count, Field(ge=1)]
 Width = Annotated[Count, Field(ge=1, le=8192)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
+Place = Annotated[Text, AfterValidator(_check_place)]
 Size = Annotated[
     Literal["auto"] | tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text, return_type=str | int)
 ]
@@ -87,7 +99,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they become tensors."""
 
-    path: Text | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
+    path: Place | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
     size: Size = Field((64, 64), description='64, "48x64" (height x width), or auto: the size that all images share')
     channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
     fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 from typing import Literal
 
-_COUNT = re.compile(r"(\d[\d_]*\.?\d*(?:e\+?\d{1,3})?)([kmb]?)", re.IGNORECASE)
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", re.IGNORECASE)
-_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]?\d):([0-5]?\d)")
+_COUNT = re.compile(r"(\d[\d_]{0,40}\.?\d{0,40}(?:e\+?\d{1,3})?)([kmb]?)", re.IGNORECASE)
+_DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?:in)?)?(?:(\d{1,9})s)?", re.IGNORECASE)
+_CLOCK = re.compile(r"(?:(\d{1,9})-)?(\d{1,9}):([0-5]?\d):([0-5]?\d)")
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def written(value: object) -> str:
+    """``value`` as it stands in a message: its start and its end where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-40:]}"
 
 
 def parse_count(value: object) -> int:
@@ -23,10 +33,10 @@ def parse_count(value: object) -> int:
     elif isinstance(value, float | str):
         text = repr(value) if isinstance(value, float) else value.strip()
         if match := _COUNT.fullmatch(text):
-            number = Decimal(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
-            if number < 2**63 and number == int(number):
+            number = Fraction(Decimal(match[1].replace("_", ""))) * _SUFFIX[match[2].lower()]
+            if number < 2**63 and number.denominator == 1:
                 return int(number)
-    raise ValueError(f"{value!r} is not a whole number such as 500, 1_000, 100k, 1.5M or 1e5")
+    raise ValueError(f"{written(value)} is not a whole number such as 500, 1_000, 100k, 1.5M or 1e5")
 
 
 def parse_duration(text: str) -> int:
@@ -38,7 +48,7 @@ def parse_duration(text: str) -> int:
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if not total:
-        raise ValueError(f"{text!r} is not a time such as 3h50m, 90m, 1d12h or 03:50:00")
+        raise ValueError(f"{written(text)} is not a time such as 3h50m, 90m, 1d12h or 03:50:00")
     return total
 
 
@@ -53,9 +63,9 @@ def parse_size(value: object) -> Literal["auto"] | tuple[int, int]:
     elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value.strip(), re.I)):
         sides = (int(match[1]), int(match[2] or match[1]))
     else:
-        raise ValueError(f"{value!r} is not a size such as 64, 48x64 (height x width) or auto")
+        raise ValueError(f"{written(value)} is not a size such as 64, 48x64 (height x width) or auto")
     if not all(1 <= side <= 4096 for side in sides):
-        raise ValueError(f"{value!r} is out of range: each side is 1 to 4096 pixels")
+        raise ValueError(f"{written(value)} is out of range: each side is 1 to 4096 pixels")
     return sides
 
 
@@ -67,8 +77,10 @@ def size_text(size: Literal["auto"] | tuple[int, int]) -> str | int:
 
 
 def parse_device(value: object) -> str:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raises ``ValueError`` for anything else."""
-    text = str(value)
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
-        raise ValueError(f"{text!r} is not a device: auto, cpu, cuda, cuda:N or mps")
-    return text
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; raises ``ValueError`` for anything else.
+
+    N is 0 to 127: PyTorch takes ``cuda:256`` for ``cuda:0``, and stumbles over ``cuda:01``.
+    """
+    if isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?", value):
+        return value
+    raise ValueError(f"{written(value)} is not a device: auto, cpu, cuda, cuda:N or mps")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ddpmctl.config import RunConfig, Section, known_keys
 from ddpmctl.errors import ConfigError
-from ddpmctl.parsing import size_text
+from ddpmctl.parsing import size_text, written
 from ddpmctl.rows import nearest
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _LARGEST = 1 << 20
 _TAG = "tag:yaml.org,2002:"
 _NULL = _TAG + "null"
 _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, OverflowError)
+_NAMES = ("data.path",)
 _VALUES = "a value is a word, a number or a flat list"
 _ADVICE = "`ddpmctl inspect --defaults` prints every key with its meaning"
 
@@ -62,7 +63,7 @@ def read_run_file(path: Path) -> Layer:
         place = f"{path}:{line}: {key}"
         if key in values:
             raise ConfigError(f"{place} is given twice", "keep one of the two lines")
-        values[key], origins[key] = _plain(place, node), place
+        values[key], origins[key] = _plain(place, node, key), place
     return Layer(values, origins)
 
 
@@ -99,19 +100,22 @@ def _pairs(path: Path, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.N
         yield str(key.value), value, key.start_mark.line + 1
 
 
-def _plain(place: str, node: yaml.Node) -> Any:
+def _plain(place: str, node: yaml.Node, key: str) -> Any:
     """The value of a scalar or of a flat list; anything deeper is no setting of ours."""
     if isinstance(node, yaml.SequenceNode) and all(isinstance(n, yaml.ScalarNode) for n in node.value):
         return [_scalar(place, n) for n in node.value]
     if isinstance(node, yaml.ScalarNode):
-        return _scalar(place, node)
+        return _scalar(place, node, as_written=key in _NAMES)
     raise ConfigError(f"{place}: nested too deep", _VALUES)
 
 
-def _scalar(place: str, node: yaml.ScalarNode) -> Any:
-    """None, a truth value, a number or a word; dates stay the words that they were written as."""
+def _scalar(place: str, node: yaml.ScalarNode, *, as_written: bool = False) -> Any:
+    """None, a truth value, a number or a word; dates stay the words that they were written as.
+
+    ``as_written``: so do numbers and truth values, for a folder may be called 007 or on.
+    """
     kind = node.tag.removeprefix(_TAG)
-    if kind in ("str", "timestamp", "value", "merge"):
+    if kind in ("str", "timestamp", "value", "merge") or (as_written and kind in ("bool", "int", "float")):
         return node.value
     if kind not in ("null", "bool", "int", "float"):
         raise ConfigError(f"{place}: of no known kind {_cut(node.tag)}", _VALUES)
@@ -140,7 +144,7 @@ def flag_layer(flags: Mapping[str, Any], assignments: Sequence[str] = ()) -> Lay
             raise ConfigError(
                 f"{origins[key]}: the value is not YAML: {_reason(error)}", "quote it, or write a plain word"
             ) from error
-        values[key] = None if node is None else _plain(origins[key], node)
+        values[key] = None if node is None else _plain(origins[key], node, key)
     return Layer(values, origins)
 
 
@@ -193,7 +197,7 @@ def _invalid(error: ValidationError, origins: Mapping[str, str]) -> ConfigError:
         key = ".".join(loc[:2]) if loc and loc[0] in _sections() else (loc[0] if loc else "")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] != "value_error":
-            text = f"{_in_words(item)}, not {_written(item['input'])}"
+            text = f"{_in_words(item)}, not {written(item['input'])}"
         problems.setdefault(key, f"{origins.get(key, key)}: {_cut(text)}")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return ConfigError(next(iter(problems.values())) + more, _ADVICE)
@@ -223,15 +227,8 @@ def _in_words(item: ErrorDetails) -> str:
     words = _WORDS.get(item["type"])
     if words is None:
         return item["msg"][:1].lower() + item["msg"][1:]
-    numbers = re.findall(r"\d{1,9}", _written(item["input"])[:100])[:8]  # of `1,2` or `1 2`, which are meant as a list
+    numbers = re.findall(r"\d{1,9}", written(item["input"])[:100])[:8]  # of `1,2` or `1 2`, which are meant as a list
     return words.format(**item.get("ctx", {}), example=f"[{', '.join(numbers or ['1', '2'])}]")
-
-
-def _written(value: object) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # Python writes no whole number of more than 4300 digits.
-        return "a number of thousands of digits"
 
 
 def _cut(text: str) -> str:

@@ -333,7 +333,8 @@ def test_transparent_pixels_leave_no_halo(channels: int) -> None:
 def test_colours() -> None:
     assert parse_colour("white") == (255, 255, 255)
     assert parse_colour("#0a141e") == (10, 20, 30)
-    for wrong in ("wite", "#12345", "", "#11223344", "x" * 200):
+    out_of_range = ("rgb(300,0,0)", "rgb(200%,0%,0%)", "hsv(0,999%,50%)", "rgb(" + "9" * 30 + ",0,0)")
+    for wrong in ("wite", "#12345", "", "#11223344", "x" * 200, *out_of_range):
         with pytest.raises(ConfigError, match=r"data\.background"):
             parse_colour(wrong)
     with pytest.raises(ConfigError, match="did you mean 'white'"):

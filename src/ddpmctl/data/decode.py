@@ -115,6 +115,8 @@ def parse_colour(text: str) -> tuple[int, int, int]:
             f"data.background: {text!r} is not a colour{nearest(text.lower(), ImageColor.colormap)}",
             "give a name such as white or grey, or #rrggbb",
         ) from error
+    if not all(0 <= part <= 255 for part in colour):
+        raise ConfigError(f"data.background: {text!r} is out of range", "give 0 to 255, or 0% to 100%")
     if len(colour) != 3:
         raise ConfigError(f"data.background: {text!r} is see-through", "give an opaque colour: #rrggbb")
     return colour[0], colour[1], colour[2]
