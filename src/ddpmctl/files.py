@@ -41,6 +41,14 @@ def replacing(path: Path, *, check: Callable[[Path], None] | None = None) -> Ite
         raise
 
 
+def there(path: Path) -> bool:
+    """Whether ``path`` is there and can be reached; a disk that fails has nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn what goes wrong with writing inside the block into an :class:`OutputError` that names ``path``."""

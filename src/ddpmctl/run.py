@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,7 @@ class Run:
             raise CheckpointError(
                 f"{path}: does not fit this run", "resume with the settings it was made with"
             ) from error
+        self.folder.unwritten = list(content.get("unwritten", []))
         self._saved_step = self.state.step
 
     def begin(self) -> None:
@@ -130,7 +132,7 @@ class Run:
             yield from self._trying(lambda: self._log(result))
         if self.state.step % self.config.train.save_every == 0 or self._at_end():
             yield from self._save_when_sound()
-        if self._grid_is_due() and not self.folder.sample_file(self.state.step).exists():
+        if self._grid_is_due() and not self.folder.has_sample(self.state.step):
             yield from self.preview()
 
     def _at_end(self) -> bool:
@@ -150,7 +152,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether all steps are done, saved and shown."""
-        return self._at_end() and self._window.empty() and self.folder.sample_file(self.state.step).exists()
+        return self._at_end() and self._window.empty() and self.folder.has_sample(self.state.step)
 
     def _trying(self, write: Callable[[], object]) -> Iterator[Notice]:
         """Write something that the run can do without; what goes wrong is a notice, the same thing in a row one."""
@@ -228,7 +230,8 @@ class Run:
             self.folder.unlock()
             self.folder.lock()
             self.begin()
-        self.folder.flush_metrics(to_disk=True)
+        with suppress(OutputError):  # rows that cannot be written go into the checkpoint instead
+            self.folder.flush_metrics(to_disk=True)
         path = self.folder.checkpoint_file(self.state.step)
         checkpoint.save(path, {
             **self.state.state_dict(),
@@ -237,6 +240,7 @@ class Run:
             "class_names": self.class_names,
             "data": {"images": len(self.dataset.images), "fingerprint": self.dataset.fingerprint},
             "window": self._window.to_list(),
+            "unwritten": [dict(row) for row in self.folder.unwritten],
         })  # fmt: skip
         self._saved_step = self.state.step
         return path
@@ -272,10 +276,12 @@ class Run:
 
     def _plot(self) -> None:
         rows = self.folder.read_metrics()
-        if rows:
-            points = [(int(row["step"]), float(row["loss"])) for row in rows]
-            held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
+        points = [(int(row["step"]), float(row["loss"])) for row in rows]
+        held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
+        try:
             plot.loss_curve(self.folder.loss_file, points, held_out)
+        except (ImportError, RuntimeError, ValueError, MemoryError) as error:  # matplotlib's own troubles
+            raise OutputError(f"{self.folder.loss_file}: cannot be drawn: {error}") from error
 
     def precision(self) -> str:
         """What the network computes in: fp32, bf16 or fp16."""

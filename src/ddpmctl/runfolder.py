@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from ddpmctl import checkpoint
 from ddpmctl.errors import CheckpointError, OutputError
-from ddpmctl.files import output_errors, replacing
+from ddpmctl.files import output_errors, replacing, there
 
 COLUMNS = (
     "step", "epoch", "loss", "grad_norm", "lr", "skipped",
@@ -38,7 +38,10 @@ _OURS = ("metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints", 
 
 
 class RunFolder:
-    """Paths of one run, and what is done to them."""
+    """Paths of one run, and what is done to them.
+
+    ``unwritten``: rows that could not be written to ``metrics.csv`` yet.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +52,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._lock_file = path / ".lock"
         self._lock: FileLock | None = None
-        self._unwritten: list[Mapping[str, object]] = []
+        self.unwritten: list[Mapping[str, object]] = []
 
     def exists(self) -> bool:
         """Whether there is anything under this name; a lock alone is nothing."""
@@ -83,7 +86,7 @@ class RunFolder:
 
     def is_run(self) -> bool:
         """Whether ddpmctl made it."""
-        return self.run_file.is_file()
+        return there(self.run_file)
 
     def create(self) -> None:
         """Make the folder; raises :class:`OutputError` when that is not possible."""
@@ -119,6 +122,10 @@ class RunFolder:
         """Where the sample grid of ``step`` goes."""
         return self.samples / f"step-{step:08d}.png"
 
+    def has_sample(self, step: int) -> bool:
+        """Whether the sample grid of ``step`` is there."""
+        return there(self.sample_file(step))
+
     def checkpoint_files(self) -> list[Path]:
         """Checkpoints, newest first."""
         return sorted(self.checkpoints.glob("step-*.pt"), key=_step_of, reverse=True)
@@ -133,16 +140,17 @@ class RunFolder:
         return None
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest ``keep`` checkpoints."""
-        for file in self.checkpoint_files()[keep:]:
-            file.unlink(missing_ok=True)
+        """Delete all but the newest ``keep`` checkpoints; raises :class:`OutputError`."""
+        with output_errors(self.checkpoints):
+            for file in self.checkpoint_files()[keep:]:
+                file.unlink(missing_ok=True)
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add a row to ``metrics.csv``, with the header when it is new.
 
         Raises :class:`OutputError` when that fails; then the file is as before, and the row goes in with the next.
         """
-        self._unwritten.append(row)
+        self.unwritten.append(row)
         self.flush_metrics()
 
     def flush_metrics(self, *, to_disk: bool = False) -> None:
@@ -153,7 +161,7 @@ class RunFolder:
             before = os.fstat(file.fileno()).st_size
             if not before:
                 writer.writeheader()
-            writer.writerows(self._unwritten)
+            writer.writerows(self.unwritten)
             data = text.getvalue().encode()
             try:
                 if file.write(data) < len(data):
@@ -163,7 +171,7 @@ class RunFolder:
             except OSError:
                 file.truncate(before)
                 raise
-            self._unwritten.clear()
+            self.unwritten.clear()
 
     def read_metrics(self) -> list[dict[str, str]]:
         """All whole rows of ``metrics.csv``."""
@@ -180,7 +188,8 @@ class RunFolder:
         lie with the reader (rights, memory, an older ddpmctl).
         """
         rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
-        self._unwritten = [row for row in self._unwritten if int(str(row["step"])) <= step]
+        written = {int(row["step"]) for row in rows}
+        self.unwritten = [row for row in self.unwritten if int(str(row["step"])) <= step and row["step"] not in written]
         if self.metrics_file.exists():
             lines = [",".join(COLUMNS), *(",".join(row[c] for c in COLUMNS) for row in rows)]
             self.write_text(self.metrics_file, "\r\n".join(lines) + "\r\n")

@@ -134,6 +134,55 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path: Path, photos: Path, tiny
     assert main(["train", "--resume", str(run), "--steps", str(steps_saved(run)[-1] + 3), "-q"]) == 0
 
 
+def test_metrics_that_cannot_be_written_do_not_cost_a_checkpoint(tmp_path: Path, photos: Path, tiny: Path) -> None:
+    """Their rows wait, in checkpoints too, and come when there is a place for them; none is lost and none comes twice."""
+    run = tmp_path / "run"
+    aside = tmp_path / "aside.csv"
+    with train_process(photos, "-c", tiny, "--out", run, *LONG) as process:
+        wait_for(lambda: steps_saved(run), process)
+        (run / "metrics.csv").rename(aside)
+        (run / "metrics.csv").mkdir()
+        last = steps_saved(run)[-1]
+        wait_for(lambda: steps_saved(run)[-1] > last + 10, process)
+        process.kill()
+        process.wait()
+    (run / "metrics.csv").rmdir()
+    aside.rename(run / "metrics.csv")
+    behind = len(rows(run))
+    step = steps_saved(run)[-1]
+    assert behind < step and len(state_of(run, step)["unwritten"]) > 0
+    assert main(["train", "--resume", str(run), "--steps", str(step + 3), "-q"]) == 0
+    assert contiguous(run) and len(rows(run)) == step + 3
+
+
+def test_a_plot_that_fails_does_not_end_the_run(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("could not open the font cache")
+
+    monkeypatch.setattr("ddpmctl.plot.loss_curve", broken)
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r"]) == 0
+    assert "loss.png: cannot be drawn: could not open the font cache: going on" in capsys.readouterr().err
+
+
+def test_old_checkpoints_that_cannot_be_deleted_do_not_end_the_run(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".pt":
+            raise PermissionError(13, "Permission denied", str(path))
+        plain(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    settings = ["--set", "train.save_every=1", "--set", "train.keep=1"]
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *settings]) == 0
+    assert "checkpoints: cannot be written: Permission denied: going on" in capsys.readouterr().err
+    assert steps_saved(Path("r")) == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_second_process_on_a_run_is_refused(
     tmp_path: Path, photos: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

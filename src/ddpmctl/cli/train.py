@@ -244,6 +244,7 @@ def _train(run: Run, deadline: float | None) -> int:
                 if not run.saved():
                     run.save()
                 break
+        bar.describe("training")
     if stop.reason() and not run.finished():
         again = shlex.join(["ddpmctl", "train", "--resume", str(folder.path)])
         console.note(f"stopped at step {run.state.step:,} by {stop.reason()}, saved. Go on with:  {again}")
