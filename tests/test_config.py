@@ -167,13 +167,13 @@ def test_what_is_no_channels(text):
 
 @pytest.mark.parametrize(
     ("text", "width"),
-    [("auto", "auto"), ("none", "none"), (None, "none"), (2, 2), ("512", 512), ("1k", 1000)],
+    [("auto", "auto"), ("none", "none"), (None, "none"), (2, 2), ("512", 512), ("1k", 1000), (32_768, 32_768)],
 )
 def test_time_embedding(text, width):
     assert validate("model.time_embedding", text) == width
 
 
-@pytest.mark.parametrize("text", [0, 1, 3, -2, True, "wide", 2.5, []])
+@pytest.mark.parametrize("text", [0, 1, 3, -2, True, "wide", 2.5, [], 32_770, 10**18])
 def test_what_is_no_time_embedding(text):
     with pytest.raises(ValidationError, match=r"model\.time_embedding"):
         validate("model.time_embedding", text)
@@ -214,7 +214,7 @@ def test_values_within_range(key, text, value):
         ("train.weight_decay", True), ("train.lr_warmup", -1), ("train.sample_every", -1),
         ("train.samples", 0), ("train.samples", 1025), ("train.grad_clip", math.inf),
         ("data.hflip", "maybe"), ("data.hflip", 2), ("data.max_bad", 1.1), ("data.workers", 0),
-        ("data.workers", "some"), ("data.on_bad", "ignore"), ("precision", "fp8"),
+        ("data.workers", 1025), ("data.workers", "some"), ("data.on_bad", "ignore"), ("precision", "fp8"),
     ],
 )  # fmt: skip
 def test_values_out_of_range(key, value):

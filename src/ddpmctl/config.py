@@ -31,8 +31,8 @@ def _parse_time_embedding(value: object) -> object:
     if value in ("auto", "none"):
         return value
     width = parse_count(value)
-    if width < 2 or width % 2:
-        raise ValueError(f"{written(value)} is not auto, none or an even number")
+    if not 2 <= width <= 32_768 or width % 2:
+        raise ValueError(f"{written(value)} is not auto, none or an even number up to 32,768")
     return width
 
 
@@ -108,7 +108,9 @@ class DataConfig(Section):
     background: str = Field("white", description="colour behind transparent pixels and around padded images")
     on_bad: Literal["skip", "error"] = Field("skip", description="skip unreadable images, or stop with an error")
     max_bad: Share = Field(0.1, description="stop when more than this share of the images is unreadable")
-    workers: Positive | Literal["auto"] = Field("auto", description="threads that decode images; auto: one a core")
+    workers: Annotated[Count, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        "auto", description="threads that decode images; auto: one a core"
+    )
     cache: bool = Field(True, description="keep the decoded images for the next run; see `ddpmctl cache`")
     holdout: Annotated[Number, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         0.02, description="share of the images (1,000 at most) that val_loss is measured on, not trained on; 0: none"
