@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -246,6 +247,15 @@ def test_broken_exif_does_not_cost_the_image() -> None:
     with quiet():
         assert probe(raw).size == (8, 8)
         assert pixels(raw).shape == (8, 8, 3)
+
+
+def test_libtiff_prints_nothing_either(capfd: pytest.CaptureFixture[str]) -> None:
+    raw = encode(Image.fromarray(noise(64, 64)), "TIFF", compression="tiff_deflate")
+    with quiet(), pytest.raises(BadImage):
+        os.write(2, b"as libraries in C do it")
+        pixels(raw[:1000] + bytes(500) + raw[1500:], (64, 64))
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import threading
 import warnings
@@ -164,19 +165,37 @@ def examine(raw: bytes, *, size: tuple[int, int], channels: int, fit: str, backg
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings and log: what is wrong with an image is in the report.
+    """Silence Pillow's warnings and log, and what libtiff prints: what is wrong with an image is in the report.
 
-    Both belong to the whole process, so enter this in the main thread, around the threads that decode.
+    All belong to the whole process, so enter this in the main thread, around the threads that decode.
     """
     log = logging.getLogger("PIL")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _nothing_on_descriptor(2):
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _nothing_on_descriptor(number: int) -> Iterator[None]:
+    """Libraries in C print to the descriptor itself: within the block it leads nowhere."""
+    try:
+        kept = os.dup(number)
+    except OSError:  # closed before the program began
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, number)
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
