@@ -227,6 +227,8 @@ def test_the_name_of_a_folder_stays_as_it_is_written(run_file, name):
 def test_what_no_folder_can_be_called(run_file, name):
     problem = fault(run_file(f'seed: 1\ndata:\n  path: "{name}"\n'))
     assert re.fullmatch(r"run\.yaml:3: data\.path: '.*' cannot be the name of a folder or file", problem)
+    with pytest.raises(ConfigError, match=r"^x\.pt: data\.path: '.*' cannot be the name"):
+        resolve(config_layer({"data": {"path": name.encode().decode("unicode_escape")}}, "x.pt"))
 
 
 BIG = "0x" + "f" * 9000

@@ -5,13 +5,12 @@ Nothing here imports torch. Reading, merging and writing run files is in :mod:`d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from ddpmctl.parsing import parse_count, parse_device, parse_size, size_text, written
+from ddpmctl.parsing import check_name, parse_count, parse_device, parse_size, size_text, written
 from ddpmctl.rows import nearest, row_names
 
 
@@ -36,16 +35,6 @@ def _parse_time_embedding(value: object) -> object:
     return width
 
 
-def _check_place(value: str) -> str:
-    try:
-        usable = b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:
-        usable = False
-    if not usable:
-        raise ValueError(f"{written(value)} cannot be the name of a folder or file")
-    return value
-
-
 def _parse_number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number")
@@ -68,7 +57,7 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 Positive = Annotated[Count, Field(ge=1)]
 Width = Annotated[Count, Field(ge=1, le=8192)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
-Place = Annotated[Text, AfterValidator(_check_place)]
+Place = Annotated[Text, AfterValidator(check_name)]
 Size = Annotated[
     Literal["auto"] | tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text, return_type=str | int)
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -84,3 +85,14 @@ def parse_device(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?", value):
         return value
     raise ValueError(f"{written(value)} is not a device: auto, cpu, cuda, cuda:N or mps")
+
+
+def check_name(text: str) -> str:
+    """``text``, where a folder or file can be called so; raises ``ValueError`` where the system has no such names."""
+    try:
+        usable = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{written(text)} cannot be the name of a folder or file")
+    return text

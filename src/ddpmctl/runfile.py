@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ddpmctl.config import RunConfig, Section, known_keys
 from ddpmctl.errors import ConfigError
-from ddpmctl.parsing import size_text, written
+from ddpmctl.parsing import check_name, size_text, written
 from ddpmctl.rows import nearest
 
 if TYPE_CHECKING:
@@ -104,18 +104,27 @@ def _plain(place: str, node: yaml.Node, key: str) -> Any:
     """The value of a scalar or of a flat list; anything deeper is no setting of ours."""
     if isinstance(node, yaml.SequenceNode) and all(isinstance(n, yaml.ScalarNode) for n in node.value):
         return [_scalar(place, n) for n in node.value]
+    if isinstance(node, yaml.ScalarNode) and key in _NAMES:
+        return _name(place, node)
     if isinstance(node, yaml.ScalarNode):
-        return _scalar(place, node, as_written=key in _NAMES)
+        return _scalar(place, node)
     raise ConfigError(f"{place}: nested too deep", _VALUES)
 
 
-def _scalar(place: str, node: yaml.ScalarNode, *, as_written: bool = False) -> Any:
-    """None, a truth value, a number or a word; dates stay the words that they were written as.
+def _name(place: str, node: yaml.ScalarNode) -> Any:
+    """The name of a folder or file as it is written, for it may be 007 or on; checked at once, as it is soon looked for."""
+    if node.tag.removeprefix(_TAG) not in ("str", "bool", "int", "float"):
+        return _scalar(place, node)
+    try:
+        return check_name(node.value)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}", "give the name of a folder or a .zip") from error
 
-    ``as_written``: so do numbers and truth values, for a folder may be called 007 or on.
-    """
+
+def _scalar(place: str, node: yaml.ScalarNode) -> Any:
+    """None, a truth value, a number or a word; dates stay the words that they were written as."""
     kind = node.tag.removeprefix(_TAG)
-    if kind in ("str", "timestamp", "value", "merge") or (as_written and kind in ("bool", "int", "float")):
+    if kind in ("str", "timestamp", "value", "merge"):
         return node.value
     if kind not in ("null", "bool", "int", "float"):
         raise ConfigError(f"{place}: of no known kind {_cut(node.tag)}", _VALUES)
