@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ diffusion: {timesteps: 20}
 model: {base_channels: 8, channel_mults: [1, 2], num_res_blocks: 1, attention_levels: [1], dropout: 0.1, norm_groups: 4}
 train: {steps: 6, batch_size: 4, lr: 1e-3, save_every: 4, sample_every: 4, samples: 4, sample_steps: 4, log_every: 2}
 """
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many random inputs there were, if there were any."""
+    tried = getattr(sys.modules.get("fuzzing"), "TRIED", None)
+    if tried:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in tried.items())
+        terminalreporter.write_line(f"fuzzing: {tried.total():,} inputs tried ({kinds})")
 
 
 @pytest.fixture(scope="session", autouse=True)
