@@ -10,20 +10,10 @@ from pathlib import Path
 import pytest
 
 from ddpmctl.cli import main
-from helpers import write_images
+from helpers import TINY, write_images
 
 # Tiny networks: a second thread costs more than it gives.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-TINY = """\
-seed: 3
-precision: fp32
-data: {size: 16}
-diffusion: {timesteps: 20}
-model: {base_channels: 8, channel_mults: [1, 2], num_res_blocks: 1, attention_levels: [1], dropout: 0.1, norm_groups: 4}
-train: {steps: 6, batch_size: 4, lr: 1e-3, save_every: 4, sample_every: 4, samples: 4, sample_steps: 4, log_every: 2}
-"""
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many random inputs there were, if there were any."""

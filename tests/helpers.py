@@ -10,6 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+TINY = """\
+seed: 3
+precision: fp32
+data: {size: 16}
+diffusion: {timesteps: 20}
+model: {base_channels: 8, channel_mults: [1, 2], num_res_blocks: 1, attention_levels: [1], dropout: 0.1, norm_groups: 4}
+train: {steps: 6, batch_size: 4, lr: 1e-3, save_every: 4, sample_every: 4, samples: 4, sample_steps: 4, log_every: 2}
+"""
+"""A run file that trains in a second."""
+
 
 def write_images(folder: Path, count: int = 12, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Path:
     """``count`` images of random pixels, (height, width) ``size``, half of them in each of two class folders."""

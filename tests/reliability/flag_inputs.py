@@ -11,8 +11,7 @@ from file_inputs import images
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from conftest import TINY
-from helpers import write_images
+from helpers import TINY, write_images
 
 _WORDS = ["", "0", "true", "null", "[]", "a=b", "=", "--", "-", "-x", "--nothing", "\U0001f4a5", "%s%n", "{0}", "[bold]x[/]", "[/]", "\udcff", "e\u0301",
           "auto", "all", "cuda:01", "cuda:999", "cuda:\u0661", "mps", "gpu", "Linear", "a\nb", "\x1b[31mred", "\u202e"]  # fmt: skip
