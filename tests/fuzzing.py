@@ -205,7 +205,7 @@ def check(done: Done, *names: str) -> None:
     assert lines and lines[0].startswith("error: ") and len(lines[0]) > len("error: "), told
     assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("  -> ")), told
     assert all(char.isprintable() for line in lines for char in line), told
-    assert all(len(line) < 2000 for line in lines), told
+    assert all(len(line) < 1000 + sum(map(len, done.args)) for line in lines), told
     check_named("\n".join(lines), names)
 
 

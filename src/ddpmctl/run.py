@@ -87,11 +87,12 @@ class Run:
         try:
             self.state.load_state_dict(content)
             self._window.restore(content.get("window", []), self.state.step)
-        except (RuntimeError, ValueError, KeyError) as error:
+            self._watch.in_a_row = int(content.get("bad_in_a_row", 0))
+            self.folder.unwritten = list(content.get("unwritten", []))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: does not fit this run", "resume with the settings it was made with"
             ) from error
-        self.folder.unwritten = list(content.get("unwritten", []))
         self._saved_step = self.state.step
 
     def begin(self) -> None:
@@ -100,7 +101,12 @@ class Run:
         self._write_settings()
         self._begun = True
         self.folder.write_bad_images(self.dataset.report.bad)
-        self.folder.rewind(self.state.step)
+        self._rewind()
+
+    def _rewind(self) -> None:
+        # A stop before the row of its step was written leaves that row to the next stretch, which may be killed too.
+        step = self.state.step
+        self.folder.rewind(step, last_row=step if self._window.empty() else step - 1)
 
     def _write_settings(self) -> None:
         self.folder.write_text(self.folder.run_file, to_yaml(self.config))
@@ -194,13 +200,17 @@ class Run:
         found = self.folder.newest_good(unreadable.append)
         if found:
             self.restore(found[1], found[0])
+        elif self.folder.checkpoint_files() or self._saved_step:
+            raise DivergenceError(
+                f"training diverged: {problem}; and no checkpoint can be read", f"see to {self.folder.checkpoints}"
+            )
         else:
             self.state.restart(self._new_net())
             self._window.restore([], 0)
             self._saved_step = 0
         self.state.rollbacks = rollbacks + 1
         self._watch.reset()
-        self.folder.rewind(self.state.step)
+        self._rewind()
         return Notice(
             "; ".join([problem, *unreadable])
             + f": back to step {self.state.step:,} with half the lr, {self.state.rollbacks} of {train.max_rollbacks} times"
@@ -240,6 +250,7 @@ class Run:
             "class_names": self.class_names,
             "data": {"images": len(self.dataset.images), "fingerprint": self.dataset.fingerprint},
             "window": self._window.to_list(),
+            "bad_in_a_row": self._watch.in_a_row,
             "unwritten": [dict(row) for row in self.folder.unwritten],
         })  # fmt: skip
         self._saved_step = self.state.step
@@ -276,11 +287,11 @@ class Run:
 
     def _plot(self) -> None:
         rows = self.folder.read_metrics()
-        points = [(int(row["step"]), float(row["loss"])) for row in rows]
-        held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
-        try:
+        try:  # a picture is worth no run: whatever matplotlib or a damaged table makes of it
+            points = [(int(row["step"]), float(row["loss"])) for row in rows]
+            held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
             plot.loss_curve(self.folder.loss_file, points, held_out)
-        except (ImportError, RuntimeError, ValueError, MemoryError) as error:  # matplotlib's own troubles
+        except (ImportError, RuntimeError, ValueError, MemoryError, OSError, TypeError, AttributeError) as error:
             raise OutputError(f"{self.folder.loss_file}: cannot be drawn: {error}") from error
 
     def precision(self) -> str:

@@ -128,7 +128,8 @@ class RunFolder:
 
     def checkpoint_files(self) -> list[Path]:
         """Checkpoints, newest first."""
-        return sorted(self.checkpoints.glob("step-*.pt"), key=_step_of, reverse=True)
+        ours = [file for file in self.checkpoints.glob("step-*.pt") if _step_of(file) >= 0]  # not step-5-best.pt
+        return sorted(ours, key=_step_of, reverse=True)
 
     def newest_good(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that reads back whole; damaged ones are passed over with a word. None: there is none."""
@@ -177,19 +178,23 @@ class RunFolder:
         """All whole rows of ``metrics.csv``."""
         if not self.metrics_file.exists():
             return []
-        with output_errors(self.metrics_file), self.metrics_file.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            return [row for row in rows if tuple(row) == COLUMNS and None not in row.values() and row["step"].isdigit()]
+        with output_errors(self.metrics_file):
+            text = self.metrics_file.read_text("utf-8", errors="replace")
+        try:
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error:  # whatever it is now, it was no table
+            return []
+        return [row for row in rows if tuple(row) == COLUMNS and None not in row.values() and row["step"].isdecimal()]
 
-    def rewind(self, step: int) -> None:
-        """Forget rows and pictures past ``step``: a resumed run makes them again.
+    def rewind(self, step: int, *, last_row: int) -> None:
+        """Forget rows past ``last_row`` and pictures past ``step``: a resumed run makes them again.
 
         Checkpoints past ``step`` could not be read. They are set aside under another name, never deleted: the fault may
         lie with the reader (rights, memory, an older ddpmctl).
         """
-        rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
+        rows = [row for row in self.read_metrics() if int(row["step"]) <= last_row]
         written = {int(row["step"]) for row in rows}
-        self.unwritten = [row for row in self.unwritten if int(str(row["step"])) <= step and row["step"] not in written]
+        self.unwritten = [row for row in self.unwritten if int(str(row["step"])) <= last_row and row["step"] not in written]
         if self.metrics_file.exists():
             lines = [",".join(COLUMNS), *(",".join(row[c] for c in COLUMNS) for row in rows)]
             self.write_text(self.metrics_file, "\r\n".join(lines) + "\r\n")

@@ -83,6 +83,8 @@ class TrainState:
         self.net.load_state_dict(net.state_dict())
         self.ema.load_state_dict({"net": net.state_dict(), "steps": 0})
         self.optimizer.state.clear()
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(torch.amp.GradScaler(next(net.parameters()).device.type).state_dict())
         self.step = 0
 
     def first_not_finite(self) -> str | None:
@@ -134,6 +136,8 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
         else:
             restore_buffers(state.net, buffers)
         state.scaler.update()
+        if not applied and state.scaler.is_enabled() and state.scaler.get_scale() < 1:
+            state.scaler.update(1.0)  # below, gradients vanish, and the loss would stand still without a word
         state.step = step
         yield TrainStep(step, loss_now, grad_norm, lr, applied, sound, named[int(largest)][0])
 

@@ -219,3 +219,13 @@ def test_clipping_is_that_of_torch(photos, tiny, monkeypatch):
             torch.nn.utils.clip_grad_norm_(parameters, limit)
             for parameter, ours in zip(parameters, clipped, strict=True):
                 assert torch.allclose(parameter.grad, ours, rtol=1e-6, atol=0)
+
+
+def test_a_long_bad_streak_in_fp16_does_not_scale_the_gradients_away(photos, tiny, monkeypatch):
+    """60 halvings of the loss scale would leave gradients of zero, and a loss that stands still without a word."""
+    spoil_gradients(monkeypatch, lambda step, rollbacks: 3 <= step < 63)
+    flags = ["--precision", "fp16", "--set", "train.bad_steps=50", "--set", "train.save_every=64", "--steps", "66"]
+    assert train(photos, tiny, "r", *flags) == 0
+    last = [row for row in rows(Path("r")) if int(row["step"]) > 63]
+    assert all(float(row["grad_norm"]) > 0 for row in last)
+    assert state_of(Path("r"), 66)["scaler"]["scale"] >= 1

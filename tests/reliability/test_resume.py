@@ -103,3 +103,47 @@ def test_a_run_of_an_older_release_without_the_new_keys_resumes(run):
         del settings[section][key]
     (run / "run.yaml").write_text(yaml.safe_dump(settings))
     assert main(["train", "--resume", "r", "--steps", "8", "-q"]) == 0
+
+
+def test_a_stop_then_a_kill_does_not_write_a_row_twice(photos, tiny):
+    """The stop comes before the row of its step is written; what goes on from there is killed before it saves."""
+    from ddpmctl.cli.stopping import StopFlag
+
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--set", "train.log_every=1", "--set", "train.save_every=100"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopFlag, "reason", lambda self: "SIGTERM")
+        assert main([*command, "--out", "s", "--steps", "9"]) == 75
+    assert steps_saved(Path("s")) == [1] and rows(Path("s")) == []
+    kept = (Path("s") / "checkpoints" / "step-00000001.pt").read_bytes()
+    assert main(["train", "--resume", "s", "-q"]) == 0
+    (Path("s") / "checkpoints" / "step-00000009.pt").unlink()
+    (Path("s") / "checkpoints" / "step-00000001.pt").write_bytes(kept)
+    assert main(["train", "--resume", "s", "-q"]) == 0
+    assert [row["step"] for row in rows(Path("s"))] == [str(step) for step in range(1, 10)]
+
+
+def test_repeated_stops_keep_no_more_checkpoints_than_asked_for(photos, tiny):
+    from ddpmctl.cli.stopping import StopFlag
+
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--set", "train.keep=2", "--set", "train.save_every=100"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopFlag, "reason", lambda self: "SIGTERM")
+        assert main([*command, "--out", "s", "--steps", "9"]) == 75
+        for _ in range(3):
+            assert main(["train", "--resume", "s", "-q"]) == 75
+    assert len(steps_saved(Path("s"))) <= 2
+
+
+def test_a_checkpoint_that_somebody_put_aside_is_neither_read_nor_deleted(run):
+    aside = run / "checkpoints" / "step-00000004-best.pt"
+    shutil.copy(run / "checkpoints" / "step-00000004.pt", aside)
+    assert main(["train", "--resume", "r", "--steps", "9", "-q", "--set", "train.keep=1", "--set", "train.save_every=1"]) == 0
+    assert aside.exists()
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00garbage\n", b'"' + b"x" * 200_000 + b'"\n', "²,1,2\n".encode()])
+def test_metrics_that_are_damaged_do_not_keep_a_run_from_going_on(run, damage):
+    with (run / "metrics.csv").open("ab") as file:
+        file.write(damage)
+    assert main(["train", "--resume", "r", "--steps", "8", "-q"]) == 0
+    assert rows(run)[-1]["step"] == "8"

@@ -135,7 +135,7 @@ def _settle(
 
     content = None
     if resume:
-        content = folder.newest_good(lambda problem: console.warn(f"{problem}: trying the one before"))
+        content = folder.newest_good(console.warn)
         if content is None and folder.checkpoint_files():
             raise CheckpointError(
                 f"{folder.path}: none of its checkpoints can be read", "bring one back, or start again with --overwrite"
@@ -243,6 +243,7 @@ def _train(run: Run, deadline: float | None) -> int:
             if stop.reason():
                 if not run.saved():
                     run.save()
+                    run.folder.prune(train.keep)
                 break
         bar.describe("training")
     if stop.reason() and not run.finished():
