@@ -171,7 +171,7 @@ class Done(NamedTuple):
 def run(*args: str, places: Sequence[Path] = ()) -> Done:
     """``ddpmctl ARGS`` in this process. Fails when it hangs, or writes elsewhere than to ``places``."""
     console.set_quiet(False)
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True) for _ in range(2))
     with ExitStack() as stack:
         for context in (redirect_stdout(out), redirect_stderr(err), no_hang(), writes_only(*places)):
             stack.enter_context(context)
@@ -181,7 +181,7 @@ def run(*args: str, places: Sequence[Path] = ()) -> Done:
             warnings.simplefilter("ignore", unseen)
         code = main(list(args))
     assert not warned, [str(warning) for warning in warned]
-    return Done(args, code, out.getvalue(), err.getvalue())
+    return Done(args, code, *(stream.buffer.getvalue().decode() for stream in (out, err)))  # type: ignore[attr-defined]
 
 
 def process(*args: str) -> Done:
