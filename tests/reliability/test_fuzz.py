@@ -33,7 +33,7 @@ from ddpmctl.config import DataConfig, RunConfig, known_keys
 from ddpmctl.data.dataset import load_images
 from ddpmctl.data.decode import MAX_PIXELS
 from ddpmctl.data.formats import FORMATS, shown
-from ddpmctl.errors import ConfigError, DataError, DdpmctlError
+from ddpmctl.errors import CheckpointError, ConfigError, DataError, DdpmctlError
 from ddpmctl.images import read_provenance
 from ddpmctl.runfile import read_run_file, resolve, to_yaml
 from fuzzing import TRIED, check, inputs, no_hang, process, run, sandbox, snapshot, writes_only
@@ -429,6 +429,23 @@ def test_an_altered_run_is_refused_or_goes_on_as_the_good_one(good: Good, data: 
             if state["config"] == good.later["config"]:
                 for part in ("net", "ema", "optimizer", "step"):
                     assert_same(state[part], good.later[part], f"{told}: {part}")
+
+
+@given(st.data())
+@inputs(80, shrink=False)
+def test_a_damaged_checkpoint_is_refused_or_has_the_very_same_content(good: Good, data: st.DataObject) -> None:
+    TRIED["damaged checkpoints"] += 1
+    older, newest = (good.run / "checkpoints" / f"step-{step:08d}.pt" for step in (4, 6))
+    with sandbox():
+        copy = Path("copy.pt")
+        copy.write_bytes(data.draw(damaged(newest.read_bytes(), older.read_bytes())))
+        try:
+            with no_hang(), writes_only():
+                content = checkpoint.load(copy)
+        except CheckpointError as error:
+            check_error(error, "copy.pt")
+            return
+        assert_same(content, checkpoint.load(newest))
 
 
 _PARTS = ["config", "image_shape", "class_names", "step", "net", "ema", "optimizer", "scaler", "data", "window", "rollbacks", "format", "magic", "version",
