@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddpmctl.cli import main
 from helpers import TINY, write_images
 
-# Tiny networks: a second thread costs more than it gives.
+# Tiny networks: a second thread costs more than it gives. As many here as in the processes that tests start, for
+# sums over another number of threads are other sums.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many random inputs there were, if there were any."""

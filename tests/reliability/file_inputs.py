@@ -49,6 +49,15 @@ def damaged(draw: DrawFn, data: bytes, other: bytes = b"") -> bytes:
     return data
 
 
+@st.composite
+def flipped(draw: DrawFn, data: bytes) -> bytes:
+    """``data`` with one to three bits the other way."""
+    changed = bytearray(data)
+    for at in draw(st.lists(st.integers(0, len(data) - 1), min_size=1, max_size=3)):
+        changed[at] ^= 1 << draw(st.integers(0, 7))
+    return bytes(changed)
+
+
 @cache
 def images() -> dict[str, bytes]:
     """Small whole images by name, whose ending is right."""

@@ -323,20 +323,16 @@ for _tag in ("timestamp", "value", "merge"):
 
 
 def reading(text: str) -> dict[str, object]:
-    """What the run file ``text`` says of each key that it names; ``ValueError`` where that is wrong."""
+    """What the run file ``text`` says of each key that it names; ``ValueError`` where that is wrong, or said twice."""
     found: dict[str, object] = {}
-    written = yaml.load(text, yaml.BaseLoader)  # everything as it stands there
     root = yaml.compose(text)
-    for node in [root, *(value for _, value in root.value)] if root and root.value else []:
-        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        refuse_unless(len(set(names)) == len(names))  # PyYAML takes the last of two
-    for name, value in (yaml.load(text, _Words) or {}).items():
-        entries = {f"{name}.{key}": leaf for key, leaf in (value or {}).items()} if name not in KINDS else {name: value}
-        for key, raw in entries.items():
-            if key == "data.path" and type(raw) in (int, float, bool):
-                raw = written[name] if name in KINDS else written[name]["path"]
+    for name, node in root.value if isinstance(root, yaml.MappingNode) else []:
+        below = node.value if isinstance(node, yaml.MappingNode) else []
+        leaves = [(name.value, node)] if name.value in KINDS else [(f"{name.value}.{sub.value}", leaf) for sub, leaf in below]
+        for key, leaf in leaves:
             refuse_unless(key not in found)
-            found[key] = KINDS[key].meaning(raw)
+            raw = _Words("").construct_document(leaf)
+            found[key] = KINDS[key].meaning(leaf.value if key == "data.path" and raw is not None else raw)
     return found
 
 
