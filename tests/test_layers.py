@@ -16,9 +16,9 @@ TOWER = [
     ("__init__", "errors", "rows", "files", "magic", "parsing", "memory"),
     ("config", "runfile", "resume"),
     ("core",),
-    ("images", "plot", "npz", "data", "checkpoint", "runfolder"),
+    ("images", "plot", "npz", "data", "checkpoint", "lock", "table", "runfolder"),
     ("build", "outputs", "describe", "noise_demo"),
-    ("sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "inspection"),
+    ("events", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "inspection"),
     ("cli", "__main__"),
 ]
 LAYERS = {name: layer for layer, names in enumerate(TOWER) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.data.batches import Batches
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.data.report import DataReport
+from ddpmctl.events import Busy
 from ddpmctl.validation import DRAWS, QUARTERS, Validated, Validation, hold_out
 
 
@@ -25,9 +27,15 @@ def dataset(n: int) -> ImageDataset:
 
 
 def validate(denoiser: Denoiser, data: ImageDataset, held: torch.Tensor, batch_size: int, kind: str = "l2") -> Validated:
-    *_, last = Validation(data, held, kind)(denoiser, torch.device("cpu"), batch_size)
-    assert last is not None
-    return last
+    return result_of(Validation(data, held, kind)(denoiser, torch.device("cpu"), batch_size))
+
+
+def result_of(walk: Generator[Busy, None, Validated]) -> Validated:
+    try:
+        while True:
+            next(walk)
+    except StopIteration as stop:
+        return stop.value
 
 
 @pytest.mark.parametrize(("n", "share", "count"), [
@@ -115,3 +123,24 @@ def test_without_held_out_images_there_is_none(photos, tiny):
     assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]) == 0
     with Path("r/metrics.csv").open(newline="") as file:
         assert all(row["val_loss"] == "" for row in csv.DictReader(file))
+
+
+def test_too_little_memory_makes_smaller_batches_and_the_same_loss(monkeypatch):
+    data, held = dataset(30), torch.tensor([3, 17, 29])
+    denoiser = Denoiser(lambda x, t, label: 0.3 * x, NoiseSchedule.named("cosine", 100), "eps")
+    enough = validate(denoiser, data, held, 64)
+    plain, tried = Validation._loss, []
+
+    def narrow(self, denoiser, device, quarter, draws):
+        tried.append(len(draws))
+        if len(draws) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        return plain(self, denoiser, device, quarter, draws)
+
+    monkeypatch.setattr(Validation, "_loss", narrow)
+    little = validate(denoiser, data, held, 64)
+    assert tried == [64, 32, 16, 16, 16, 16] + 12 * [16]
+    assert little.quarters == pytest.approx(enough.quarters, rel=1e-5)
+    monkeypatch.setattr(Validation, "_loss", lambda *args: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        validate(denoiser, data, held, 8)

@@ -81,6 +81,8 @@ def save(path: Path, content: Mapping[str, Any]) -> str:
             torch.save({**body, "digest": digest}, file)
         except RuntimeError as error:  # torch hides the error of the file behind its own
             cause = error.__context__
+            if cause is not None and not isinstance(cause, Exception):
+                raise cause from None  # an interrupt
             raise cause if isinstance(cause, OSError) else OSError(0, "no space left, or an error of the disk") from error
     return digest
 

@@ -48,7 +48,8 @@ class Watch:
             what = "the weights overflowed"
         text = f"step {self.last.step:,}: {what}"
         if not self.good:
-            return f"{text}, from the first step on; the first bad gradient is that of {self.last.largest}"
+            first = self.last.step - max(self.in_a_row, 1) + 1
+            return f"{text}, from step {first:,} on; the first bad gradient is that of {self.last.largest}"
         losses = ", ".join(f"{done.loss:.4g}" for done in self.good)
         worst = max(self.good, key=lambda done: done.grad_norm)
         return (
@@ -57,12 +58,16 @@ class Watch:
         )
 
 
-def advice(precision: str, grad_clip: float, resume: str) -> str:
-    """What to try, with the settings as they are."""
+WARMUP = 1000
+
+
+def advice(step: int, precision: str, grad_clip: float, resume: str) -> str:
+    """What to try after it went wrong at ``step``, with the settings as they are."""
     tries = ["a lower --lr"]
     if not grad_clip:
         tries.append("--set train.grad_clip=1")
     if precision != "fp32":
         tries.append("--precision fp32")
-    tries.append("--set train.lr_warmup=1000")
+    if step <= WARMUP:
+        tries.append(f"--set train.lr_warmup={WARMUP}")
     return f"try {', '.join(tries)}, with: {resume}"

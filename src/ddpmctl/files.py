@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ def replacing(path: Path, *, check: Callable[[Path], None] | None = None) -> Ite
             check(temporary)
         temporary.replace(path)
         if check:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -71,11 +72,14 @@ def check_place(path: Path) -> None:
         raise OutputError(f"{path}: cannot be made: {place} {reason}", "choose another place")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a change of name in ``folder`` last, where the system lets folders be opened."""
+def sync_folder(folder: Path) -> None:
+    """Make a change of name in ``folder`` last, where the system can do that with folders."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(handle)

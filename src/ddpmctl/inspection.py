@@ -75,7 +75,7 @@ def inspect_run(path: Path) -> Facts:
     path = run_of(path) or path
     folder = RunFolder(path)
     config = _run_file_config(folder.run_file)
-    rows, files = folder.read_metrics(), folder.checkpoint_files()
+    rows, files = folder.metrics.read(), folder.checkpoint_files()
     facts: Facts = {
         "what": {"kind": "run folder", "path": str(path)},
         "progress": {

@@ -9,15 +9,18 @@ from pathlib import Path
 
 _STATUS, _CLEAR, _MEMINFO = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-# The last two are what oneDNN, which computes convolutions on CPUs, says when it gets no memory.
-_SIGNS = ("can't allocate memory", "bad_alloc", "out of memory", "could not create a memory", "could not create a primitive")
+_SIGNS = re.compile(
+    "can't allocate memory|not enough memory|bad_alloc|out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+    # What oneDNN, which computes convolutions on CPUs, says when it gets no memory.
+    "|could not create a (memory|primitive(?! descriptor))"
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine ran out of memory; told by name and text, since torch may not be loaded."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and bool(_SIGNS.search(str(error)))
 
 
 def free_cached(device_type: str) -> None:

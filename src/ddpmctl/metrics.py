@@ -16,15 +16,17 @@ class Window:
 
     def __init__(self) -> None:
         self._steps: list[tuple[float, float, float, bool]] = []
-        self.restart_clock(0)
+        self._timed, self._seconds, self._last = 0, 0.0, time.monotonic()
 
-    def restart_clock(self, step: int) -> None:
-        """Count images a second from ``step`` and from now on: what came before was no training."""
-        self._since = (time.monotonic(), step)
+    def restart_clock(self) -> None:
+        """What came since the last step was no training: it does not count for images a second."""
+        self._last = time.monotonic()
 
     def add(self, done: TrainStep) -> None:
         """Take in a step."""
         self._steps.append((done.loss, done.grad_norm, done.lr, done.applied))
+        before, self._last = self._last, time.monotonic()
+        self._timed, self._seconds = self._timed + 1, self._seconds + self._last - before
 
     def empty(self) -> bool:
         """Whether there is nothing to write."""
@@ -34,15 +36,14 @@ class Window:
         """Plain numbers for a checkpoint."""
         return [list(step) for step in self._steps]
 
-    def restore(self, content: Sequence[Sequence[Any]], step: int) -> None:
-        """Take over a :meth:`to_list` made at ``step``; raises ``ValueError`` when it is none."""
+    def restore(self, content: Sequence[Sequence[Any]]) -> None:
+        """Take over a :meth:`to_list`; raises ``ValueError`` when it is none."""
         self._steps = [(float(loss), float(norm), float(lr), bool(applied)) for loss, norm, lr, applied in content]
-        self.restart_clock(step)
+        self._timed, self._seconds, self._last = 0, 0.0, time.monotonic()
 
     def row(self, step: int, epoch: float, batch_size: int, result: Validated | None) -> dict[str, object]:
         """Means over the steps since the last row, and a fresh start. Steps that were not applied count as skipped."""
         good = [(loss, norm) for loss, norm, _, applied in self._steps if applied] or [(math.nan, math.nan)]
-        now, (then, first) = time.monotonic(), self._since
         row: dict[str, object] = {
             "step": step,
             "epoch": f"{epoch:.4f}",
@@ -50,11 +51,11 @@ class Window:
             "grad_norm": f"{sum(norm for _, norm in good) / len(good):.6g}",
             "lr": f"{self._steps[-1][2]:.6g}",
             "skipped": sum(not applied for *_, applied in self._steps),
-            "images_per_s": f"{(step - first) * batch_size / max(now - then, 1e-9):.1f}",
         }
+        if self._timed:  # not where all steps were taken over from a checkpoint
+            row["images_per_s"] = f"{self._timed * batch_size / max(self._seconds, 1e-9):.1f}"
         if result:
             quarters = {f"val_q{i}": f"{loss:.6g}" for i, loss in enumerate(result.quarters, start=1)}
             row |= {"val_loss": f"{result.loss:.6g}", **quarters}
-        self._steps = []
-        self.restart_clock(step)
+        self._steps, self._timed, self._seconds = [], 0, 0.0
         return row

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpmctl.errors import ConfigError
+from ddpmctl.errors import ConfigError, OutputError
 from ddpmctl.files import output_errors, replacing
 
 if TYPE_CHECKING:
@@ -66,6 +66,19 @@ def loss_curve(
         axes.legend(frameon=False, loc="upper right")
     with output_errors(path), replacing(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def metrics_curve(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """:func:`loss_curve` of rows of ``metrics.csv``; raises :class:`ddpmctl.errors.OutputError`, whatever goes wrong.
+
+    A picture is worth no run: neither what matplotlib runs into nor a damaged table ends one.
+    """
+    try:
+        points = [(int(row["step"]), float(row["loss"])) for row in rows]
+        held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
+        loss_curve(path, points, held_out)
+    except (ImportError, RuntimeError, ValueError, MemoryError, OSError, TypeError, AttributeError) as error:
+        raise OutputError(f"{path}: cannot be drawn: {error}") from error
 
 
 def snr_panel(

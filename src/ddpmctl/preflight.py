@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from ddpmctl.core.losses import denoising_loss
+from ddpmctl.events import Notice
 from ddpmctl.memory import available_bytes, peak_bytes
-from ddpmctl.run import Notice, Run
+from ddpmctl.run import Run
 from ddpmctl.training import add_gradients, restore_buffers
 
 _SMALL, _LARGE = 2, 4
@@ -24,13 +25,13 @@ def preflight(run: Run) -> Iterator[Notice]:
     Where a GPU runs out of memory, the batch is cut into more parts. Main memory is reckoned first: the system would not
     say that there is too little of it, but end the process. Raises the device's own error when one image is too much.
     """
-    parts, at_once = run.state.parts, run.grid.batch_size
     buffers = [buffer.clone() for buffer in run.state.net.buffers()]
     if run.device.type == "cpu":
         yield from _fit_main_memory(run)
+    parts, at_once = run.state.parts, run.grid.batch_size
     # Adam's moments come with the first update: hold their room while trying.
     moments = [] if run.state.optimizer.state else [torch.empty_like(p) for p in run.state.net.parameters() for _ in "mv"]
-    add_gradients(run.state, run.denoiser, run.batches, run.config)
+    add_gradients(run.state, run.denoiser, run.batches, run.config, buffers)
     next(iter(run.grid.walk(run.average, run.config.train.samples, run.grid.steps)))
     del moments
     run.state.optimizer.zero_grad(set_to_none=True)

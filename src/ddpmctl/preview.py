@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -11,16 +10,9 @@ from PIL import Image
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import derive_seed
+from ddpmctl.events import Busy
 from ddpmctl.images import grid, to_uint8
 from ddpmctl.sampling import Generated, generate
-
-
-class Busy(NamedTuple):
-    """Something between two steps of training, such as drawing a grid: ``done`` of ``total``."""
-
-    what: str
-    done: int
-    total: int
 
 
 class Preview:

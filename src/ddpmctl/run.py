@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -27,26 +27,14 @@ from ddpmctl.data.batches import Batches
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.divergence import Watch, advice
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
+from ddpmctl.events import Busy, Notice, Saved
 from ddpmctl.images import save_png
 from ddpmctl.metrics import Window
-from ddpmctl.preview import Busy, Preview
+from ddpmctl.preview import Preview
 from ddpmctl.runfile import to_yaml
 from ddpmctl.runfolder import RunFolder
 from ddpmctl.training import TrainState, TrainStep, train_steps
-from ddpmctl.validation import DRAWS, QUARTERS, Validated, Validation, hold_out
-
-
-class Saved(NamedTuple):
-    """A file that is now there."""
-
-    path: Path
-
-
-class Notice(NamedTuple):
-    """Something that went wrong, and that the run goes on after."""
-
-    text: str
-
+from ddpmctl.validation import DRAWS, Validated, Validation, hold_out
 
 Event = TrainStep | Busy | Saved | Notice | Validated
 """What :meth:`Run.train` yields."""
@@ -76,7 +64,9 @@ class Run:
         self.validation = Validation(dataset, held, config.diffusion.loss) if len(held) else None
         self._watch = Watch(config.train.bad_steps, scaling=scaler.is_enabled())
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
-        self._window, self._saved_step, self._begun, self._failing = Window(), 0, False, ""
+        self._window, self._begun = Window(), False
+        self._saved_step = self._planned_step = self._tried_step = 0
+        self._failing: dict[Path, str] = {}
 
     def _new_net(self) -> torch.nn.Module:
         torch.manual_seed(derive_seed(self.config.seed, "init"))
@@ -86,19 +76,19 @@ class Run:
         """Go on from a checkpoint; raises :class:`CheckpointError` when it does not fit."""
         try:
             self.state.load_state_dict(content)
-            self._window.restore(content.get("window", []), self.state.step)
+            self._window.restore(content.get("window", []))
             self._watch.in_a_row = int(content.get("bad_in_a_row", 0))
-            self.folder.unwritten = list(content.get("unwritten", []))
+            self.folder.metrics.unwritten = list(content.get("unwritten", []))
+            self._planned_step = int(content.get("planned", self.state.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: does not fit this run", "resume with the settings it was made with"
             ) from error
-        self._saved_step = self.state.step
+        self._saved_step, self._tried_step = self.state.step, self._planned_step
 
     def begin(self) -> None:
         """Make the run folder, and forget what lies past the step to go on from. Raises :class:`OutputError`."""
-        self.folder.create()
-        self._write_settings()
+        self.folder.create(to_yaml(self.config))
         self._begun = True
         self.folder.write_bad_images(self.dataset.report.bad)
         self._rewind()
@@ -108,15 +98,15 @@ class Run:
         step = self.state.step
         self.folder.rewind(step, last_row=step if self._window.empty() else step - 1)
 
-    def _write_settings(self) -> None:
-        self.folder.write_text(self.folder.run_file, to_yaml(self.config))
-
     def train(self) -> Iterator[Event]:
         """Train, write metrics, draw grids and save; yields each thing as it happens.
 
         Raises :class:`DivergenceError` when going back did not help, :class:`OutputError` when the last checkpoint cannot
         be written; whatever else cannot be written is a :class:`Notice`, and is tried again when it is due next.
         """
+        self._window.restart_clock()
+        if self.folder.metrics.unwritten:
+            yield from self._trying(self.folder.metrics.path, self.folder.flush_metrics)
         yield from self._account()  # a stop came in between
         for done in train_steps(self.state, self.denoiser, self.batches, self.config):
             self._watch.add(done)
@@ -135,8 +125,8 @@ class Run:
             result = None
             if self._validation_is_due():
                 result = yield from self.validate()
-            yield from self._trying(lambda: self._log(result))
-        if self.state.step % self.config.train.save_every == 0 or self._at_end():
+            yield from self._trying(self.folder.metrics.path, lambda: self._log(result))
+        if self._at_end() or self._checkpoint_is_due():
             yield from self._save_when_sound()
         if self._grid_is_due() and not self.folder.has_sample(self.state.step):
             yield from self.preview()
@@ -156,24 +146,31 @@ class Run:
     def _grid_is_due(self) -> bool:
         return self._due(self.config.train.sample_every)
 
+    def _checkpoint_is_due(self) -> bool:
+        """Every save_every steps; within a row of steps that could not be applied, when it is over."""
+        every = self.config.train.save_every
+        return self.state.step // every > self._tried_step // every and not self._watch.in_a_row
+
     def finished(self) -> bool:
         """Whether all steps are done, saved and shown."""
-        return self._at_end() and self._window.empty() and self.folder.has_sample(self.state.step)
+        written = self._window.empty() and not self.folder.metrics.unwritten
+        return self._at_end() and written and self.folder.has_sample(self.state.step)
 
-    def _trying(self, write: Callable[[], object]) -> Iterator[Notice]:
+    def _trying(self, file: Path, write: Callable[[], object]) -> Iterator[Notice]:
         """Write something that the run can do without; what goes wrong is a notice, the same thing in a row one."""
         try:
+            self.folder.ready()
             write()
-            self._failing = ""
+            self._failing.pop(file, None)
         except OutputError as error:
-            if error.problem != self._failing:
+            if error.problem != self._failing.get(file):
                 yield Notice(f"{error.problem}: going on, it is tried again later")
-            self._failing = error.problem
+            self._failing[file] = error.problem
 
     def _save_when_sound(self) -> Iterator[Event]:
         if self.saved():
             return
-        if not self.folder.is_run():
+        if self.folder.lost():
             yield Notice(f"{self.folder.path}: has vanished; what comes from now on goes into a new one")
         try:
             yield Saved(self.save())
@@ -184,20 +181,26 @@ class Run:
                 raise
             yield Notice(f"{error.problem}: going on, the next try is in {self.config.train.save_every:,} steps")
         else:
-            yield from self._trying(lambda: self.folder.prune(self.config.train.keep))
+            yield from self._trying(self.folder.checkpoints, self.prune)
+
+    def prune(self) -> None:
+        """Delete checkpoints that are no longer needed; raises :class:`OutputError`."""
+        self.folder.prune(self.config.train.keep, self._planned_step)
 
     def _go_back(self, problem: str) -> Notice:
         """Back to the newest good checkpoint, or to the start, with other draws and half the learning rate."""
-        train, rollbacks, lr = self.config.train, self.state.rollbacks, self.state.optimizer.param_groups[0]["lr"]
-        if rollbacks >= train.max_rollbacks:
-            after = f" (after {rollbacks} rollbacks)" if rollbacks else ""
+        train, state = self.config.train, self.state
+        rollbacks, pardoned, lr = state.rollbacks, state.pardoned, state.optimizer.param_groups[0]["lr"]
+        if state.halvings >= train.max_rollbacks:
+            after = f" (after {state.halvings} rollbacks)" if state.halvings else ""
             again = shlex.join(["ddpmctl", "train", "--resume", str(self.folder.path)])
             raise DivergenceError(
                 f"training diverged{after}: {problem}; lr {lr:.2g}",
-                advice(precision_name(self.autocast), train.grad_clip, again),
+                advice(state.step, precision_name(self.autocast), train.grad_clip, again),
             )
         unreadable: list[str] = []
-        found = self.folder.newest_good(unreadable.append)
+        # Not what a stop has added, so that stopping and going on changes nothing here either.
+        found = self.folder.newest_good(unreadable.append, planned=True)
         if found:
             self.restore(found[1], found[0])
         elif self.folder.checkpoint_files() or self._saved_step:
@@ -205,16 +208,20 @@ class Run:
                 f"training diverged: {problem}; and no checkpoint can be read", f"see to {self.folder.checkpoints}"
             )
         else:
-            self.state.restart(self._new_net())
-            self._window.restore([], 0)
-            self._saved_step = 0
-        self.state.rollbacks = rollbacks + 1
+            state.restart(self._new_net())
+            self._window.restore([])
+            self._saved_step = self._planned_step = self._tried_step = 0
+        state.rollbacks, state.pardoned = rollbacks + 1, pardoned
         self._watch.reset()
-        self._rewind()
+        with suppress(OutputError):  # the folder does it before it writes anything else
+            self._rewind()
         return Notice(
             "; ".join([problem, *unreadable])
-            + f": back to step {self.state.step:,} with half the lr, {self.state.rollbacks} of {train.max_rollbacks} times"
+            + f": back to step {state.step:,} with half the lr, {state.halvings} of {train.max_rollbacks} times"
         )
+
+    def _write_settings(self) -> None:
+        self.folder.write_text(self.folder.run_file, to_yaml(self.config))
 
     def keep_parts(self, reason: str) -> Iterator[Notice]:
         """The batch has been cut into more parts, for ``reason``: say so, and keep that for a resumed run."""
@@ -222,7 +229,7 @@ class Run:
         self.config = self.config.model_copy(update={"train": train})
         yield Notice(f"{reason}: a batch of {train.batch_size} goes in {train.grad_accum} parts, and stays one batch")
         if self._begun:
-            yield from self._trying(self._write_settings)
+            yield from self._trying(self.folder.run_file, self._write_settings)
 
     def _log(self, result: Validated | None) -> None:
         epoch = self.batches.epoch_of(self.state.step)
@@ -236,12 +243,15 @@ class Run:
         bad = self.state.first_not_finite()
         if bad:
             raise DivergenceError(f"step {self.state.step:,}: not finite: {bad}", "resume with a lower --lr")
-        if not self.folder.is_run():  # somebody has moved or deleted it, lock and all
-            self.folder.unlock()
-            self.folder.lock()
+        if planned := self._checkpoint_is_due():
+            self._tried_step = self.state.step
+        if self.folder.lost():
+            self.folder.retake()
             self.begin()
+        self.folder.ready()
         with suppress(OutputError):  # rows that cannot be written go into the checkpoint instead
             self.folder.flush_metrics(to_disk=True)
+        newest_planned = self.state.step if planned else self._planned_step
         path = self.folder.checkpoint_file(self.state.step)
         checkpoint.save(path, {
             **self.state.state_dict(),
@@ -251,9 +261,10 @@ class Run:
             "data": {"images": len(self.dataset.images), "fingerprint": self.dataset.fingerprint},
             "window": self._window.to_list(),
             "bad_in_a_row": self._watch.in_a_row,
-            "unwritten": [dict(row) for row in self.folder.unwritten],
+            "unwritten": [dict(row) for row in self.folder.metrics.unwritten],
+            "planned": newest_planned,
         })  # fmt: skip
-        self._saved_step = self.state.step
+        self._saved_step, self._planned_step = self.state.step, newest_planned
         return path
 
     def saved(self) -> bool:
@@ -263,13 +274,11 @@ class Run:
     def validate(self) -> Generator[Event, None, Validated]:
         """The loss of the averaged weights on held-out images; needs some."""
         assert self.validation is not None
-        batch = max(1, self.config.train.batch_size // self.state.parts)
-        for done, result in enumerate(self.validation(self.average, self.device, min(batch, DRAWS)), start=1):
-            if result:
-                yield result
-                return result
-            yield Busy("validating", done, QUARTERS * -(-DRAWS // min(batch, DRAWS)))
-        raise AssertionError("a validation ends with its result")
+        at_once = min(max(1, self.config.train.batch_size // self.state.parts), DRAWS)
+        result = yield from self.validation(self.average, self.device, at_once)
+        self._window.restart_clock()
+        yield result
+        return result
 
     def preview(self) -> Iterator[Event]:
         """Draw the sample grid of this step, and the loss curve."""
@@ -277,22 +286,17 @@ class Run:
         path = self.folder.sample_file(self.state.step)
         made_with = {"kind": "preview", "step": self.state.step, "run": self.folder.path.name}
         try:
+            self.folder.ready()
             save_png(path, picture, made_with)
             yield Saved(path)
         except OutputError as error:
             yield Notice(f"{error.problem}: going on without this grid")
         if plot.available():
-            yield from self._trying(self._plot)
-        self._window.restart_clock(self.state.step)
+            yield from self._trying(self.folder.loss_file, self._plot)
+        self._window.restart_clock()
 
     def _plot(self) -> None:
-        rows = self.folder.read_metrics()
-        try:  # a picture is worth no run: whatever matplotlib or a damaged table makes of it
-            points = [(int(row["step"]), float(row["loss"])) for row in rows]
-            held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
-            plot.loss_curve(self.folder.loss_file, points, held_out)
-        except (ImportError, RuntimeError, ValueError, MemoryError, OSError, TypeError, AttributeError) as error:
-            raise OutputError(f"{self.folder.loss_file}: cannot be drawn: {error}") from error
+        plot.metrics_curve(self.folder.loss_file, self.folder.metrics.read())
 
     def precision(self) -> str:
         """What the network computes in: fp32, bf16 or fp16."""

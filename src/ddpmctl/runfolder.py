@@ -8,14 +8,12 @@
     runs/NAME/bad-images.csv        images that could not be read, if any
     runs/NAME/.lock                 held by the process that trains; one that a dead process left means nothing
     runs/NAME/samples/step-*.png    grids from the same noise
-    runs/NAME/checkpoints/step-*.pt the newest ones
+    runs/NAME/checkpoints/step-*.pt the newest ones; *.pt.aside: one that could not be read, or that a run went back from
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import os
 import re
 import shlex
 import shutil
@@ -23,16 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ddpmctl import checkpoint
 from ddpmctl.errors import CheckpointError, OutputError
 from ddpmctl.files import output_errors, replacing, there
+from ddpmctl.lock import FolderLock
+from ddpmctl.table import Table
 
-COLUMNS = (
-    "step", "epoch", "loss", "grad_norm", "lr", "skipped",
-    "val_loss", "val_q1", "val_q2", "val_q3", "val_q4", "images_per_s",
-)  # fmt: skip
 _OURS = ("metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints", "run.yaml")
 """What a run keeps; run.yaml goes last, so that a folder half cleared is still known as a run."""
 
@@ -40,56 +34,64 @@ _OURS = ("metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints", 
 class RunFolder:
     """Paths of one run, and what is done to them.
 
-    ``unwritten``: rows that could not be written to ``metrics.csv`` yet.
+    Nothing is written into a folder that was moved away, or replaced, while it was locked: see :meth:`ready`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.run_file = path / "run.yaml"
-        self.metrics_file = path / "metrics.csv"
         self.loss_file = path / "loss.png"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
-        self._lock_file = path / ".lock"
-        self._lock: FileLock | None = None
-        self.unwritten: list[Mapping[str, object]] = []
+        self.metrics = Table(path / "metrics.csv")
+        self._lock = FolderLock(path)
+        self._owed: tuple[int, int] | None = None
 
     def exists(self) -> bool:
         """Whether there is anything under this name; a lock alone is nothing."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(item != self._lock_file for item in self.path.iterdir())
+        return any(item != self._lock.file for item in self.path.iterdir())
 
     def lock(self) -> None:
-        """Keep other processes from this folder until :meth:`unlock` or the end of this one, however it ends.
-
-        Raises :class:`OutputError` when another process has it, or the folder cannot be made.
-        """
-        if self._lock is not None:
-            return
-        lock = FileLock(self._lock_file)
-        with output_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout as error:
-                raise OutputError(
-                    f"{self.path}: another process is training in it", "wait until it ends, or give another --out"
-                ) from error
-        self._lock = lock
+        """Keep other processes from this folder until :meth:`unlock`; raises :class:`OutputError` where one has it."""
+        self._lock.take()
 
     def unlock(self) -> None:
-        """Let others have the folder. The file stays: whoever deletes it could take a lock away from another."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Let others have the folder."""
+        self._lock.release()
+
+    def lost(self) -> bool:
+        """Whether the folder that was locked is no longer there: moved, deleted or replaced."""
+        return self._lock.lost()
+
+    def retake(self) -> None:
+        """Lock a new folder in the place of a lost one.
+
+        Raises :class:`OutputError` where that is not possible, or something else stands there now.
+        """
+        if self._lock.replaced() and self.exists():
+            raise OutputError(f"{self.path}: something else stands in its place now", "move one of them away")
+        self._lock.retake()
+
+    def ready(self) -> None:
+        """Raise :class:`OutputError` where nothing may be written: the folder is lost, or :meth:`rewind` failed again."""
+        if self.lost():
+            raise OutputError(f"{self.path}: moved away or deleted", "bring it back")
+        if self._owed is not None:
+            self._rewind(*self._owed)
+            self._owed = None
 
     def is_run(self) -> bool:
         """Whether ddpmctl made it."""
         return there(self.run_file)
 
-    def create(self) -> None:
-        """Make the folder; raises :class:`OutputError` when that is not possible."""
+    def create(self, settings: str) -> None:
+        """Make the folder, with ``settings`` as its run.yaml; raises :class:`OutputError`.
+
+        The settings come first: whatever fails after them, it is a run that can be taken up again or replaced.
+        """
+        self.write_text(self.run_file, settings)
         try:
             for folder in (self.path, self.samples, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ class RunFolder:
                     item.unlink(missing_ok=True)
 
     def write_text(self, file: Path, text: str) -> None:
-        """Replace a text file in one step that a power cut does not undo."""
+        """Replace a text file in one step that a power cut does not undo. Raises :class:`OutputError`."""
         with output_errors(file), replacing(file, check=lambda _: None) as stream:
             stream.write(text.encode())
 
@@ -131,80 +133,61 @@ class RunFolder:
         ours = [file for file in self.checkpoints.glob("step-*.pt") if _step_of(file) >= 0]  # not step-5-best.pt
         return sorted(ours, key=_step_of, reverse=True)
 
-    def newest_good(self, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that reads back whole; damaged ones are passed over with a word. None: there is none."""
+    def newest_good(self, warn: Callable[[str], None], *, planned: bool = False) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that reads back whole; damaged ones are passed over with a word. None: there is none.
+
+        ``planned``: rather one that was due than one that a stop of the run has added.
+        """
+        added = None
         for file in self.checkpoint_files():
             try:
-                return file, checkpoint.load(file)
+                content = checkpoint.load(file)
             except CheckpointError as error:
                 warn(f"{error.problem}: trying the one before")
-        return None
+                continue
+            if not planned or content.get("planned", content["step"]) == content["step"]:
+                return file, content
+            added = added or (file, content)
+        return added
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest ``keep`` checkpoints; raises :class:`OutputError`."""
+    def prune(self, keep: int, planned: int) -> None:
+        """Delete all but the newest ``keep`` checkpoints and that of step ``planned``; raises :class:`OutputError`."""
+        self.ready()
         with output_errors(self.checkpoints):
             for file in self.checkpoint_files()[keep:]:
-                file.unlink(missing_ok=True)
+                if file != self.checkpoint_file(planned):
+                    file.unlink(missing_ok=True)
 
     def append_metrics(self, row: Mapping[str, object]) -> None:
-        """Add a row to ``metrics.csv``, with the header when it is new.
-
-        Raises :class:`OutputError` when that fails; then the file is as before, and the row goes in with the next.
-        """
-        self.unwritten.append(row)
+        """Add a row to ``metrics.csv``; raises :class:`OutputError` when that fails, and it goes in with the next."""
+        self.metrics.unwritten.append(row)
         self.flush_metrics()
 
     def flush_metrics(self, *, to_disk: bool = False) -> None:
         """Write rows that could not be written before; ``to_disk``: through a power cut. Raises as above."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, restval="")
-        with output_errors(self.metrics_file), self.metrics_file.open("ab", buffering=0) as file:
-            before = os.fstat(file.fileno()).st_size
-            if not before:
-                writer.writeheader()
-            writer.writerows(self.unwritten)
-            data = text.getvalue().encode()
-            try:
-                if file.write(data) < len(data):
-                    raise OSError(0, "no space left")
-                if to_disk:
-                    os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
-            self.unwritten.clear()
-
-    def read_metrics(self) -> list[dict[str, str]]:
-        """All whole rows of ``metrics.csv``."""
-        if not self.metrics_file.exists():
-            return []
-        with output_errors(self.metrics_file):
-            text = self.metrics_file.read_text("utf-8", errors="replace")
-        try:
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        except csv.Error:  # whatever it is now, it was no table
-            return []
-        return [row for row in rows if tuple(row) == COLUMNS and None not in row.values() and row["step"].isdecimal()]
+        self.ready()
+        self.metrics.flush(to_disk=to_disk)
 
     def rewind(self, step: int, *, last_row: int) -> None:
-        """Forget rows past ``last_row`` and pictures past ``step``: a resumed run makes them again.
+        """Forget rows past ``last_row`` and pictures past ``step``: a run that goes on from there makes them again.
 
-        Checkpoints past ``step`` could not be read. They are set aside under another name, never deleted: the fault may
-        lie with the reader (rights, memory, an older ddpmctl).
+        Checkpoints past ``step`` are set aside under another name, never deleted: if they could not be read, the fault
+        may lie with the reader (rights, memory, an older ddpmctl). Raises :class:`OutputError`; then nothing else is
+        written before it has succeeded.
         """
-        rows = [row for row in self.read_metrics() if int(row["step"]) <= last_row]
-        written = {int(row["step"]) for row in rows}
-        self.unwritten = [row for row in self.unwritten if int(str(row["step"])) <= last_row and row["step"] not in written]
-        if self.metrics_file.exists():
-            lines = [",".join(COLUMNS), *(",".join(row[c] for c in COLUMNS) for row in rows)]
-            self.write_text(self.metrics_file, "\r\n".join(lines) + "\r\n")
+        self.metrics.forget(last_row)
+        self._owed = (step, last_row)
+        self.ready()
+
+    def _rewind(self, step: int, last_row: int) -> None:
+        self.metrics.cut(last_row)
         with output_errors(self.path):
             for picture in self.samples.glob("step-*.png"):
                 if _step_of(picture) > step:
                     picture.unlink()
             for file in self.checkpoint_files():
                 if _step_of(file) > step:
-                    file.replace(file.with_name(f"{file.name}.unreadable"))
+                    file.replace(file.with_name(f"{file.name}.aside"))
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
         """List images that were left out, with the reason; no list where there are none."""

@@ -41,8 +41,9 @@ class TrainStep(NamedTuple):
 class TrainState:
     """All that changes while training; with the configuration and the data it determines the rest of the run.
 
-    ``rollbacks``: how often the run went back to a checkpoint after it diverged; each halves the learning rate and
-    gives other draws. ``parts``: how many pieces a batch is cut into, so that it fits into memory.
+    ``rollbacks``: how often the run went back to a checkpoint after it diverged; each gives other draws, and halves the
+    learning rate. ``pardoned``: of these, those before the user chose another learning rate, which halve it no more.
+    ``parts``: how many pieces a batch is cut into, so that it fits into memory.
     """
 
     net: nn.Module
@@ -51,13 +52,20 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0
     rollbacks: int = 0
+    pardoned: int = 0
     parts: int = 1
+
+    @property
+    def halvings(self) -> int:
+        """How many times the learning rate is halved."""
+        return self.rollbacks - self.pardoned
 
     def state_dict(self) -> dict[str, Any]:
         """Plain dict for a checkpoint."""
         return {
             "step": self.step,
             "rollbacks": self.rollbacks,
+            "pardoned": self.pardoned,
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -77,6 +85,7 @@ class TrainState:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.rollbacks = int(state["step"]), int(state.get("rollbacks", 0))
+        self.pardoned = int(state.get("pardoned", 0))
 
     def restart(self, net: nn.Module) -> None:
         """Back to step 0 with the weights of ``net``; rollbacks and parts stay."""
@@ -113,11 +122,11 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
     train = config.train
     while state.step < train.steps:
         step = state.step + 1
-        lr = train.lr * LR_SCHEDULES[train.lr_schedule](step, train.steps, train.lr_warmup) * 0.5**state.rollbacks
+        lr = train.lr * LR_SCHEDULES[train.lr_schedule](step, train.steps, train.lr_warmup) * 0.5**state.halvings
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         buffers = [buffer.clone() for buffer in state.net.buffers()]
-        loss = add_gradients(state, denoiser, batches, config)
+        loss = add_gradients(state, denoiser, batches, config, buffers)
         state.scaler.unscale_(state.optimizer)
 
         named = [(name, p.grad) for name, p in state.net.named_parameters() if p.grad is not None]
@@ -142,18 +151,19 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
         yield TrainStep(step, loss_now, grad_norm, lr, applied, sound, named[int(largest)][0])
 
 
-def add_gradients(state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig) -> Tensor:
+def add_gradients(
+    state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig, buffers: Iterable[Tensor]
+) -> Tensor:
     """Gradients of the step that comes next, in the parameters; returns the loss, a scalar on the device.
 
-    When memory runs out, ``state.parts`` is doubled and the step done again: the batch stays what it was. Raises the
-    device's own error when one image is too much.
+    When memory runs out, ``state.parts`` is doubled and the step done again from ``buffers``, a copy of the network's:
+    the batch stays what it was. Raises the device's own error when one image is too much.
     """
     step, kind, device = state.step + 1, config.diffusion.loss, next(state.net.parameters()).device
     draw = (config.seed, step, state.rollbacks)
     x0, label = batches(step)
     t = torch.randint(1, denoiser.schedule.timesteps + 1, (len(x0),), generator=derived_generator(*draw, "t"))
     eps = torch.randn(x0.shape, generator=derived_generator(*draw, "eps"))
-    buffers = [buffer.clone() for buffer in state.net.buffers()]
 
     def accumulate(parts: int) -> Tensor:
         torch.manual_seed(derive_seed(*draw, "dropout"))
@@ -192,6 +202,11 @@ def restore_buffers(net: nn.Module, kept: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number is finite; one wait for the device. Tensors of integers are."""
+    """Whether every number is finite; one wait for each device. Tensors of integers are."""
     floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    return not floats or bool(torch.stack(torch._foreach_norm(floats, ord=math.inf)).isfinite().all())
+    by_device: dict[torch.device, list[Tensor]] = {}  # the step counts of optimisers stay on the CPU
+    for tensor in floats:
+        by_device.setdefault(tensor.device, []).append(tensor)
+    return all(
+        bool(torch.stack(torch._foreach_norm(group, ord=math.inf)).isfinite().all()) for group in by_device.values()
+    )

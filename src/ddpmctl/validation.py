@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.losses import denoising_loss
 from ddpmctl.core.noise import derived_generator
 from ddpmctl.data.dataset import ImageDataset
+from ddpmctl.events import Busy
 from ddpmctl.images import from_uint8
+from ddpmctl.memory import free_cached, out_of_memory
 
 QUARTERS = 4
 DRAWS = 64
@@ -48,17 +50,28 @@ class Validation:
     def __init__(self, dataset: ImageDataset, held: Tensor, kind: str) -> None:
         self.dataset, self.held, self.kind = dataset, held, kind
 
-    def __call__(self, denoiser: Denoiser, device: torch.device, batch_size: int) -> Iterator[Validated | None]:
-        """None after every batch, the result at the end; ``batch_size`` changes its last digits only."""
+    def __call__(
+        self, denoiser: Denoiser, device: torch.device, batch_size: int
+    ) -> Generator[Busy, None, Validated]:
+        """Yields after every batch; ``batch_size``, halved where memory runs out, changes the last digits only."""
         means = []
         for quarter in range(QUARTERS):
-            total = 0.0
-            for start in range(0, DRAWS, batch_size):
-                draws = range(start, min(start + batch_size, DRAWS))
-                total += self._loss(denoiser, device, quarter, draws) * len(draws)
-                yield None
+            total, done = 0.0, 0
+            while done < DRAWS:
+                draws = range(done, min(done + batch_size, DRAWS))
+                try:
+                    total += self._loss(denoiser, device, quarter, draws) * len(draws)
+                    done = draws.stop
+                    yield Busy("validating", quarter * DRAWS + done, QUARTERS * DRAWS)
+                    continue
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or len(draws) == 1:
+                        raise
+                # Out of the handler, whose error still holds what the failed attempt had in memory.
+                batch_size = len(draws) // 2
+                free_cached(device.type)
             means.append(total / DRAWS)
-        yield Validated(sum(means) / QUARTERS, tuple(means))
+        return Validated(sum(means) / QUARTERS, tuple(means))
 
     @torch.no_grad()
     def _loss(self, denoiser: Denoiser, device: torch.device, quarter: int, draws: range) -> float:
@@ -73,4 +86,3 @@ class Validation:
             [torch.randn(x0.shape[1:], generator=derived_generator("validation", number)) for number in numbers]
         )
         return float(denoising_loss(denoiser, x0.to(device), t, eps.to(device), label, loss=self.kind))
-

@@ -53,7 +53,7 @@ def test_a_step_is_the_same_whatever_came_before() -> None:
     batches = [straight(step) for step in range(1, 30)]
     jumping = Batches(data, 4, seed=3, hflip=True)
     for step in (29, 3, 3, 17, 8, 1):
-        again = jumping[step]
+        again = jumping(step)
         assert torch.equal(again.x0, batches[step - 1].x0)
         assert again.label is not None and torch.equal(again.label, batches[step - 1].label)
 

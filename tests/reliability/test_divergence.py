@@ -33,11 +33,11 @@ def assert_finite(run: Path) -> None:
 def test_a_bad_step_leaves_no_trace(photos, tiny, monkeypatch, norm, value):
     spoil_gradients(monkeypatch, lambda step, rollbacks: step == 3, value)
     flags = ["--set", f"model.norm={norm}", "--set", "train.save_every=1", "--set", "train.keep=9"]
-    assert train(photos, tiny, "r", *flags, "--steps", "4") == 0
+    assert train(photos, tiny, "r", *flags, "--steps", "3") == 0
     before, after = state_of(Path("r"), 2), state_of(Path("r"), 3)
     for part in ("net", "ema", "optimizer"):
         assert_same(before[part], after[part], part)
-    assert [row["skipped"] for row in rows(Path("r"))] == ["0", "0", "1", "0"]
+    assert [row["skipped"] for row in rows(Path("r"))] == ["0", "0", "1"]
     assert_finite(Path("r"))
 
 
@@ -59,7 +59,7 @@ def test_images_that_are_no_numbers_do_not_reach_batch_norm(photos, tiny, monkey
     monkeypatch.setattr(training, "add_gradients", counted)
     spoilt.step = 0
     flags = ["--set", "model.norm=batch", "--set", "train.save_every=1", "--set", "train.keep=9"]
-    assert train(photos, tiny, "r", *flags, "--steps", "4") == 0
+    assert train(photos, tiny, "r", *flags, "--steps", "3") == 0
     before, after = state_of(Path("r"), 2), state_of(Path("r"), 3)
     assert any("running_mean" in name for name in before["net"])
     assert_same(before["net"], after["net"])

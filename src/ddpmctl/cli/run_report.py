@@ -38,7 +38,8 @@ def summary(run: Run) -> None:
         every = f"every {train.val_every:,} steps" if train.val_every else "at the end"
         rows.insert(2, ("held out", f"{len(run.validation.held):,} images; val_loss is measured on them {every}"))
     if run.state.step:
-        rows.append(("resumed", f"from step {run.state.step:,}"))
+        halved = f", lr halved {run.state.halvings} times after it diverged" if run.state.halvings else ""
+        rows.append(("resumed", f"from step {run.state.step:,}{halved}"))
     for name, text in rows:
         console.field(name, text)
     for line in run.dataset.report.warnings(size=run.dataset.size, channels=channels, fit=config.data.fit, batch_size=train.batch_size):
@@ -55,8 +56,7 @@ class Shown:
 
     def event(self, bar: console.Bar, event: Event) -> None:
         """Show one event on, above or beside the bar."""
-        from ddpmctl.preview import Busy
-        from ddpmctl.run import Notice, Saved
+        from ddpmctl.events import Busy, Notice, Saved
         from ddpmctl.training import TrainStep
         from ddpmctl.validation import Validated
 

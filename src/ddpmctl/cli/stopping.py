@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 from types import FrameType, TracebackType
@@ -40,7 +41,9 @@ class StopFlag:
                 os.write(2, text.encode())
 
     def __enter__(self) -> StopFlag:
-        numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+        # Python handles signals in the main thread only: elsewhere there is none to wait for.
+        names = _NAMES if threading.current_thread() is threading.main_thread() else ()
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         # What the caller ignores stays ignored: `nohup` and `command &` of a script ask for that.
         self._before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
         for number in self._before:

@@ -143,14 +143,19 @@ def _settle(
         layers = [read_run_file(folder.run_file), *layers]
     config = merge(*layers)
     if resume and content is None:
-        rows = folder.read_metrics()
+        rows = folder.metrics.read()
         if rows and int(rows[-1]["step"]) >= config.train.save_every:
             raise CheckpointError(
-                f"{folder.path}: its checkpoints are gone", "bring one back, or start again with --overwrite"
+                f"{folder.path}: no checkpoint there, though metrics.csv goes to step {int(rows[-1]['step']):,}",
+                "bring one back, or start again with --overwrite",
             )
         console.warn(f"{folder.path}: no checkpoint yet, so it starts from step 0")
     if config.data.path is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
+    # Whole, so that a run can be taken up from anywhere.
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})}
+    )
     if not resume:
         _check_free(folder, overwrite=overwrite)
     if config.data.size != "auto":
@@ -161,8 +166,12 @@ def _settle(
 def _check_free(folder: RunFolder, *, overwrite: bool) -> None:
     """Raise OutputError where a new run would replace something that it was not told to replace."""
     from ddpmctl.errors import OutputError
+    from ddpmctl.runfile import read_run_file
 
-    if not folder.exists() or (overwrite and folder.is_run()):
+    if not folder.exists():
+        return
+    if overwrite and folder.is_run():
+        read_run_file(folder.run_file)  # another program's run.yaml says that the rest is not ours either
         return
     if overwrite:
         raise OutputError(f"{folder.path}: exists and is no run folder of ddpmctl", "give another --out")
@@ -204,13 +213,16 @@ def _prepare(
     if content is None:
         return Run(config, dataset, folder)
     path, saved = content
-    for key, before, after in check_changes(config_of(saved, path), config, force=force):
+    changed = check_changes(config_of(saved, path), config, force=force)
+    for key, before, after in changed:
         console.note(f"changed: {key}: {before} -> {after}")
     if saved["data"]["fingerprint"] != dataset.fingerprint and not force:
         raise ConfigError(f"{config.data.path}: not the images that this run was trained on",
                           "bring them back, start a new run with another --out, or add --force")  # fmt: skip
     run = Run(config, dataset, folder)
     run.restore(saved, path)
+    if any(key == "train.lr" for key, *_ in changed):
+        run.state.pardoned = run.state.rollbacks  # the user has seen to it: it is this learning rate that is meant
     return run
 
 
@@ -243,7 +255,7 @@ def _train(run: Run, deadline: float | None) -> int:
             if stop.reason():
                 if not run.saved():
                     run.save()
-                    run.folder.prune(train.keep)
+                    run.prune()
                 break
         bar.describe("training")
     if stop.reason() and not run.finished():

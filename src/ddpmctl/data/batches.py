@@ -53,8 +53,6 @@ class Batches:
             pixels[mirrored] = pixels[mirrored].flip(-1)
         return Batch(from_uint8(pixels), None if self.dataset.labels is None else self.dataset.labels[chosen])
 
-    __getitem__ = __call__
-
     def indices(self, step: int) -> torch.Tensor:
         """Which images make up the batch of ``step``: int64 (B,)."""
         if step < 1:
