@@ -171,7 +171,8 @@ def ckpt(folder: Path, request: pytest.FixtureRequest) -> Path:
     net = build_net(config, 3, len(classes)).state_dict()
     checkpoint.save(Path("tiny.pt"), {
         "config": config.to_dict(), "image_shape": [3, 16, 24], "class_names": classes, "step": 1,
-        "net": net, "ema": {"net": net, "steps": 1}, "optimizer": {}, "scaler": {},
+        "net": net, "ema": {"net": net, "steps": 1}, "optimizer": {"state": {}, "param_groups": []}, "scaler": {},
+        "data": {"images": 1, "fingerprint": ""},
     })  # fmt: skip
     return Path("tiny.pt")
 
