@@ -157,7 +157,7 @@ class RunFolder:
     def flush_metrics(self, *, to_disk: bool = False) -> None:
         """Write rows that could not be written before; ``to_disk``: through a power cut. Raises as above."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, restval="")
+        writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore")  # of another version, too
         with output_errors(self.metrics_file), self.metrics_file.open("ab", buffering=0) as file:
             before = os.fstat(file.fileno()).st_size
             if not before:
