@@ -18,6 +18,7 @@ from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.memory import free_cached, out_of_memory
+from ddpmctl.parsing import size_text
 from ddpmctl.rows import nearest
 from ddpmctl.runfile import check_size, config_layer, resolve
 
@@ -84,7 +85,7 @@ def empty_net(content: dict[str, Any], config: RunConfig, path: Path) -> torch.n
 
     Raises :class:`CheckpointError` where weights or images do not fit it.
     """
-    channels, *size = content["image_shape"]
+    channels, height, width = content["image_shape"]
     with torch.device("meta"):
         net = build_net(config, channels, len(content["class_names"]))
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
@@ -92,9 +93,12 @@ def empty_net(content: dict[str, Any], config: RunConfig, path: Path) -> torch.n
         if {name: tensor.shape for name, tensor in weights.items()} != shapes:
             raise CheckpointError(f"{path}: its weights do not fit its configuration", "use another checkpoint")
     try:
-        check_size(config, (size[0], size[1]))
+        check_size(config, (height, width))
+        if config.data.size not in ("auto", (height, width)):
+            raise ConfigError(f"data.size: {size_text(config.data.size)}")
     except ConfigError as error:
-        raise CheckpointError(f"{path}: its image_shape does not fit its configuration", "use another checkpoint") from error
+        problem = f"{path}: images of {size_text((height, width))} do not fit its configuration: {error.problem}"
+        raise CheckpointError(problem, "use another checkpoint") from error
     return net
 
 

@@ -123,7 +123,7 @@ def test_same_seed_same_bytes(folder: Path) -> None:
         ("cat.png -o sub", Exit.CONFIG, "sub: neither .png nor .gif"),
         ("cat.png -o not.png", Exit.OUTPUT, "not.png: exists"),
         ("cat.png -o cat.png --overwrite", Exit.OUTPUT, "is the picture itself"),
-        ("cat.png -o not.png/a.png", Exit.OUTPUT, "not.png/a.png: cannot be written"),
+        ("cat.png -o not.png/a.png", Exit.OUTPUT, "not.png/a.png: cannot be made"),
         ("cat.png --ckpt missing.pt", Exit.CHECKPOINT, "missing.pt"),
         ("cat.png --ckpt not.png", Exit.CHECKPOINT, "not.png"),
     ],
