@@ -467,7 +467,7 @@ _OTHERS = [None, 0, -1, 1, 7, 1.5, "", "x", [], [1], [3, 16], [3, 16, 16], [-3, 
 
 
 @given(st.sampled_from(_PARTS), st.sampled_from(["gone", *_OTHERS]), st.integers(0, 3))
-@inputs(40, shrink=False)
+@inputs(25, shrink=False)
 def test_a_whole_checkpoint_of_strange_content_is_refused_or_used(good: Good, part: str, value: object, which: int) -> None:
     TRIED["strange checkpoints"] += 1
     with sandbox() as here:
