@@ -47,7 +47,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 soak: $(READY)
-	DDPMCTL_KILLS=50 DDPMCTL_FUZZ=5 $(BIN)/python -m pytest -q -s -m 'slow or not slow' tests/reliability
+	DDPMCTL_KILLS=50 DDPMCTL_FUZZ=12 $(BIN)/python -m pytest -q -s -m 'slow or not slow' tests/reliability
 
 clean:
 	rm -rf $(VENV) $(DEMO) demo.png

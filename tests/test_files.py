@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddpmctl.errors import OutputError
-from ddpmctl.files import output_errors, replacing
+from ddpmctl.files import check_place, output_errors, replacing
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -58,6 +58,17 @@ def test_a_device_is_never_replaced() -> None:
         with replacing(Path("/dev/null")):
             pass
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_link_that_leads_nowhere_is_no_place(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("link")
+    for path in (link, link / "a.png"):
+        with pytest.raises(OutputError, match="is not a folder"):
+            check_place(path)
+    link.unlink()
+    link.symlink_to(tmp_path)
+    check_place(link / "a.png")
 
 
 def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def output_errors(path: Path) -> Iterator[None]:
 
 def check_place(path: Path) -> None:
     """Raise :class:`OutputError` where ``path`` cannot be made: its nearest folder is none, or may not be written."""
-    place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    place = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
     if path.exists() and path.is_file():
         place = path.absolute().parent
     if not place.is_dir() or not os.access(place, os.W_OK):

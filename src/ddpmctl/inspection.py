@@ -44,18 +44,18 @@ def kind_of(path: Path) -> str:
 def inspect_checkpoint(path: Path) -> Facts:
     """What a checkpoint holds."""
     from ddpmctl import checkpoint
-    from ddpmctl.build import build_ema, build_net
-    from ddpmctl.sampling import config_of
+    from ddpmctl.build import build_ema
+    from ddpmctl.sampling import config_of, empty_net
 
     with checkpoint.naming_a_good_one():
         content = checkpoint.load(path)
     config = config_of(content, path)
     channels, height, width = content["image_shape"]
     classes = list(content["class_names"])
-    step, images = int(content["step"]), int(content["data"]["images"])
-    net = _on_meta(lambda: build_net(config, channels, len(classes)))
+    step, images = content["step"], content["data"]["images"]
+    net = empty_net(content, config, path)
     ema = build_ema(config, net)
-    ema.steps = int(content["ema"]["steps"])
+    ema.steps = content["ema"]["steps"]
     return {
         "what": {"kind": "checkpoint", "path": str(path), "digest": content["digest"], "written by": f"ddpmctl {content['version']}",
                  "size": f"{path.stat().st_size / 2**20:.1f} MiB"},

@@ -23,6 +23,13 @@ def written(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:100]} ... {text[-40:]}"
 
 
+def shown(name: str) -> str:
+    """``name`` fit for a terminal, a log or JSON: control characters and undecodable bytes as escapes."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
 def parse_count(value: object) -> int:
     """A whole number as people write it: ``100k``, ``1.5M``, ``1_000``, ``1e5``.
 

@@ -18,8 +18,9 @@ from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import SAMPLERS, SampleStep, spaced_timesteps
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.memory import free_cached, out_of_memory
+from ddpmctl.parsing import size_text
 from ddpmctl.rows import nearest
-from ddpmctl.runfile import config_layer, resolve
+from ddpmctl.runfile import check_size, config_layer, resolve
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,8 @@ def load_model(
     target = resolve_device(device)
     config = config_of(content, file)
     channels, height, width = content["image_shape"]
-    with torch.device("meta"):
-        net: torch.nn.Module = build_net(config, channels, len(content["class_names"]))
-    state = content["ema"]["net"] if weights == "ema" else content["net"]
-    try:
-        net.to_empty(device="cpu").load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file}: its weights do not fit its configuration", "use another checkpoint") from error
+    net: torch.nn.Module = empty_net(content, config, file).to_empty(device="cpu")
+    net.load_state_dict(content["ema"]["net"] if weights == "ema" else content["net"], strict=True)
     net = place(net, target).eval().requires_grad_(False)
     denoiser = build_denoiser(config, net, resolve_precision(precision, target), clip=clip)
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
@@ -82,6 +78,28 @@ def config_of(content: dict[str, Any], path: Path) -> RunConfig:
         return resolve(config_layer(content["config"], str(path)))
     except ConfigError as error:
         raise CheckpointError(error.problem, "made by another version of ddpmctl?") from error
+
+
+def empty_net(content: dict[str, Any], config: RunConfig, path: Path) -> torch.nn.Module:
+    """The network of a checkpoint, which takes no memory yet (device ``meta``).
+
+    Raises :class:`CheckpointError` where weights or images do not fit it.
+    """
+    channels, height, width = content["image_shape"]
+    with torch.device("meta"):
+        net = build_net(config, channels, len(content["class_names"]))
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    for weights in (content["net"], content["ema"]["net"]):
+        if {name: tensor.shape for name, tensor in weights.items()} != shapes:
+            raise CheckpointError(f"{path}: its weights do not fit its configuration", "use another checkpoint")
+    try:
+        check_size(config, (height, width))
+        if config.data.size not in ("auto", (height, width)):
+            raise ConfigError(f"data.size: {size_text(config.data.size)}")
+    except ConfigError as error:
+        problem = f"{path}: images of {size_text((height, width))} do not fit its configuration: {error.problem}"
+        raise CheckpointError(problem, "use another checkpoint") from error
+    return net
 
 
 class Generated(NamedTuple):

@@ -29,7 +29,7 @@ class Table:
         Raises :class:`OutputError` when that fails; then the file is as before, and the rows wait on.
         """
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, restval="")
+        writer = csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore")  # of another version, too
         with output_errors(self.path), self.path.open("ab", buffering=0) as file:
             before = os.fstat(file.fileno()).st_size
             if not before:

@@ -150,6 +150,27 @@ def test_a_damaged_checkpoint_sends_to_the_newest_good_one(trained, tmp_path, ca
     assert "cut short" in shown and "newest good one is run/checkpoints/step-00000004.pt" in shown
 
 
+@pytest.mark.parametrize("part", ["net", "ema", "image_shape", "config"])
+@pytest.mark.parametrize("command", ["inspect", "sample"])
+def test_a_checkpoint_whose_parts_do_not_fit_each_other_is_refused(command, part, trained, trained_classes, capsys):
+    content, other = (checkpoint.load(next(run.glob("checkpoints/*6.pt"))) for run in (trained, trained_classes))
+    del content["digest"]
+    checkpoint.save(Path("mixed.pt"), {**content, "optimizer": {"state": {}, "param_groups": []}, part: other[part]})
+    capsys.readouterr()
+    assert main([command, "mixed.pt"]) == Exit.CHECKPOINT
+    problem, _ = capsys.readouterr().err.splitlines()
+    assert "mixed.pt" in problem and "fit its configuration" in problem
+
+
+def test_an_image_shape_that_the_network_cannot_halve_is_refused(trained, capsys):
+    content = checkpoint.load(trained / "checkpoints" / "step-00000006.pt")
+    del content["digest"]
+    content["config"]["data"]["size"] = "auto"
+    checkpoint.save(Path("odd.pt"), {**content, "image_shape": [3, 16, 15]})
+    assert main(["inspect", "odd.pt"]) == Exit.CHECKPOINT
+    assert "16x15 do not fit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "code"), [
     ("nothing", Exit.CONFIG), ("other.png", Exit.CONFIG), ("text.pt", Exit.CHECKPOINT), ("bad.yaml", Exit.CONFIG),
     ("other.gif: a GIF image, not made by ddpmctl", Exit.CONFIG), ("photo: a JPEG image", Exit.CONFIG),

@@ -163,6 +163,28 @@ def test_a_name_that_no_terminal_can_show_is_shown_escaped():
     assert done.returncode == Exit.DATA and b"\\udce9" in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["sample X", "inspect X", "noise-demo X", "train X", "train photos --out X"])
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "loop.png"])
+def test_a_name_that_nothing_can_have_is_an_error_on_one_line(command, name, capsys):
+    Path("loop.png").symlink_to("loop.png")
+    Path("photos").mkdir()
+    assert main(command.replace("X", name).split()) not in (Exit.OK, Exit.BUG)
+    problem, advice = capsys.readouterr().err.splitlines()
+    assert problem.startswith("error: ") and name in problem and advice.startswith("  -> ")
+
+
+def test_names_move_no_cursor_and_break_no_line(capsys):
+    assert main(["sample", "a\nb\x1b[31m\u202e"]) == Exit.CHECKPOINT
+    assert capsys.readouterr().err.startswith("error: a\\nb\\x1b[31m\\u202e: no such checkpoint\n")
+    console.note("x\ry")
+    console.warn("x\ry")
+    console.field("name", "x\ry")
+    with console.bar("work", 1) as bar:
+        bar.note("x\ry")
+    shown = "".join(capsys.readouterr())
+    assert shown.count(r"x\ry") == 4 and "\r" not in shown
+
+
 @pytest.mark.parametrize(
     ("command", "fitting", "foreign"),
     [

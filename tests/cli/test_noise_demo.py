@@ -123,7 +123,7 @@ def test_same_seed_same_bytes(folder: Path) -> None:
         ("cat.png -o sub", Exit.CONFIG, "sub: neither .png nor .gif"),
         ("cat.png -o not.png", Exit.OUTPUT, "not.png: exists"),
         ("cat.png -o cat.png --overwrite", Exit.OUTPUT, "is the picture itself"),
-        ("cat.png -o not.png/a.png", Exit.OUTPUT, "not.png/a.png: cannot be written"),
+        ("cat.png -o not.png/a.png", Exit.OUTPUT, "not.png/a.png: cannot be made"),
         ("cat.png --ckpt missing.pt", Exit.CHECKPOINT, "missing.pt"),
         ("cat.png --ckpt not.png", Exit.CHECKPOINT, "not.png"),
     ],
@@ -171,7 +171,8 @@ def ckpt(folder: Path, request: pytest.FixtureRequest) -> Path:
     net = build_net(config, 3, len(classes)).state_dict()
     checkpoint.save(Path("tiny.pt"), {
         "config": config.to_dict(), "image_shape": [3, 16, 24], "class_names": classes, "step": 1,
-        "net": net, "ema": {"net": net, "steps": 1}, "optimizer": {}, "scaler": {},
+        "net": net, "ema": {"net": net, "steps": 1}, "optimizer": {"state": {}, "param_groups": []}, "scaler": {},
+        "data": {"images": 1, "fingerprint": ""},
     })  # fmt: skip
     return Path("tiny.pt")
 

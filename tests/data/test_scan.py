@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ddpmctl.data.formats import EXTENSIONS, BadImage, shown
+from ddpmctl.data.formats import EXTENSIONS, BadImage
 from ddpmctl.data.scan import ImageFile, find_images
 from ddpmctl.errors import DataError
+from ddpmctl.parsing import shown
 
 
 def touch(root: Path, *names: str) -> None:

@@ -17,9 +17,10 @@ _WORDS = ["", "0", "true", "null", "[]", "a=b", "=", "--", "-", "-x", "--nothing
           "auto", "all", "cuda:01", "cuda:999", "cuda:\u0661", "mps", "gpu", "Linear"]  # fmt: skip
 _NUMBERS = ["", "0", "-1", "1.5", "00", "+1", "1e400", "-inf", "inf", "nan", "9" * 19, "9" * 30, "9" * 5000, "0x10", "1,2", "１２x", "½", "1 2", "True", "1k5",
             "5m5", "999999999999999d", "1." + "0" * 30 + "1"]  # fmt: skip
-_NO_PLACES = ["", "~", "*", "$HOME", "../loop.png", "\udcff.png", "/dev/null/x", "100%.png", "[bold]x.png", "a;b", "--out.png"]
-NOT_YET = ["a" * 300, "a" * 300 + ".png", "x/" * 3000, "../loop", "\x1b[31mred.png", "a\nb.png", "a\u202eb.png"]
-"""Names that commands do not refuse in plain words yet; then they belong into ``_NO_PLACES``."""
+ODD_NAMES = ["a" * 300, "a" * 300 + ".png", "x/" * 3000, "../loop", "../loop.png", "\x1b[31mred.png", "a\nb.png", "a\u202eb.png"]
+"""Names that the system does not take, and names that are no text on one line."""
+
+_NO_PLACES = ["", "~", "*", "$HOME", "\udcff.png", "/dev/null/x", "100%.png", "[bold]x.png", "a;b", "--out.png", *ODD_NAMES]
 
 _WRONG = dict.fromkeys(("--out", "--config", "--ckpt"), _NO_PLACES) | dict.fromkeys(("-n", "--steps", "--batch-size", "--lr", "--size", "--timesteps", "--seed", "--max-time", "--eta", "--columns", "--scale", "--at", "--frames"), _NUMBERS)  # fmt: skip
 """Values that are wrong for a flag, or nearly so; for the others ``_WORDS``."""

@@ -134,7 +134,8 @@ class Truth(Kind):
         )
 
     def meaning(self, raw: object) -> object:
-        return next(value for value, words in self.words.items() if raw is value or str(raw).lower() in words)
+        text = f"{raw:g}" if isinstance(raw, float) else str(raw).lower()
+        return next(value for value, words in self.words.items() if raw is value or text in words)
 
 
 class Word(Kind):
@@ -192,8 +193,8 @@ class Channels(Kind):
         return st.sampled_from([Given(text, value) for text, value in self.names.items()])
 
     def meaning(self, raw: object) -> object:
-        refuse_unless(not isinstance(raw, bool | float))
-        return self.names[str(raw).lower()]
+        refuse_unless(not isinstance(raw, bool))
+        return self.names[repr(int(raw)) if isinstance(raw, float) and raw in (1, 3, 4) else str(raw).lower()]
 
 
 class Device(Kind):

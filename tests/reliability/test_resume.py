@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from helpers import write_images
@@ -24,6 +25,15 @@ def edit(run: Path, section: str, key: str, value: object) -> None:
     settings = yaml.safe_load((run / "run.yaml").read_text())
     settings[section][key] = value
     (run / "run.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_rows_that_another_version_left_unwritten_come_without_its_own_columns(run):
+    file = run / "checkpoints" / "step-00000006.pt"
+    content = checkpoint.load(file)
+    del content["digest"]
+    checkpoint.save(file, {**content, "unwritten": [{"step": 5, "loss": "0.5", "colour": "red"}]})
+    assert main(["train", "--resume", str(run), "--steps", "8", "-q"]) == 0
+    assert [row["loss"] for row in rows(run) if row["step"] == "5"] == ["0.5"]
 
 
 def test_settings_edited_in_run_yaml_hold_on_resume(run, capsys):

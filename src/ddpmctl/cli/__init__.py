@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from ddpmctl.errors import DdpmctlError, Exit
 from ddpmctl.memory import out_of_memory
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_NO_NAMES = {errno.ENAMETOOLONG: "longer than names can be here", errno.ELOOP: "a link that leads to itself"}
+"""Errors of the system for names that nothing can have, wherever they are looked up first."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +65,11 @@ def _outcome(args: list[str]) -> int:
     except PermissionError as error:
         console.error(f"{error.filename}: permission denied", "mend its rights, or name another place")
         return Exit.OUTPUT
+    except OSError as error:
+        if error.errno not in _NO_NAMES or error.filename is None:
+            raise
+        console.error(f"{os.fsdecode(error.filename)}: {_NO_NAMES[error.errno]}", "give another name")
+        return Exit.CONFIG
     except _UsageError as error:
         if not error.format_message():  # type: ignore[attr-defined]
             return Exit.CONFIG  # no command at all: the help has been shown

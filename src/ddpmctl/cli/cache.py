@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Quiet, switch
+from ddpmctl.parsing import shown
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -81,8 +82,6 @@ def _show(kept: Cache, found: list[Found]) -> None:
 def _row(entry: Found) -> list[Text]:
     """One line of the table."""
     from rich.text import Text
-
-    from ddpmctl.data.formats import shown
 
     used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
     if entry.head:

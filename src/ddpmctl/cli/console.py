@@ -1,4 +1,7 @@
-"""What the commands print: results and notes to stdout, warnings and errors to stderr, plain where not a terminal."""
+"""What the commands print: results and notes to stdout, warnings and errors to stderr, plain where not a terminal.
+
+A line stays one, and moves no cursor, whatever is in the names that it tells: see :func:`shown`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from rich.console import Console, RenderableType
 from rich.constrain import Constrain
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ddpmctl.parsing import shown
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -130,26 +135,26 @@ def heading(text: str) -> None:
 def note(text: str, style: str = "") -> None:
     """A line that keeps the user informed."""
     if not _State.quiet:
-        out.print(text, markup=False, style=style)
+        out.print(shown(text), markup=False, style=style)
 
 
 def field(name: str, text: str) -> None:
     """A named line of a summary."""
     if not _State.quiet:
-        out.print(f"[bold cyan]{name:<10}[/] {escape(text)}")
+        out.print(f"[bold cyan]{name:<10}[/] {escape(shown(text))}")
 
 
 def warn(text: str) -> None:
     """Something to know that stops nothing."""
     if not _State.quiet:
-        err.print(f"[yellow]warning:[/] {escape(text)}")
+        err.print(f"[yellow]warning:[/] {escape(shown(text))}")
 
 
 def error(problem: str, advice: str) -> None:
     """What is wrong, and in a second line what to do."""
-    err.print(f"[bold red]error:[/] {escape(problem)}")
+    err.print(f"[bold red]error:[/] {escape(shown(problem))}")
     if advice:
-        err.print(f"  [dim]->[/] {escape(advice)}")
+        err.print(f"  [dim]->[/] {escape(shown(advice))}")
 
 
 class _Progress(Progress):
@@ -201,7 +206,7 @@ class Bar:
     def note(self, text: str) -> None:
         """A line above the bar."""
         if not _State.quiet:
-            self._progress.console.print(escape(text))
+            self._progress.console.print(escape(shown(text)))
 
     def describe(self, what: str) -> None:
         """Change the words in front of the bar."""

@@ -9,6 +9,7 @@ import typer
 
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Quiet, switch
+from ddpmctl.parsing import shown
 
 _LONGEST_LIST = 40
 
@@ -56,13 +57,13 @@ def _show(facts: dict[str, Any]) -> None:
             lines = content if isinstance(content, list) else [content]
             console.heading(heading)
             for line in lines:
-                console.result(f"  {line}")
+                console.result(f"  {shown(str(line))}")
             continue
         console.heading(heading)
         items = list(_flat(content))
         width = max((len(key) for key, _ in items), default=0)
         for key, value in items[:_LONGEST_LIST] if heading != "config" else items:
-            console.result(f"  {key:<{width}}  {value}")
+            console.result(f"  {shown(key):<{width}}  {shown(value)}")
         if len(items) > _LONGEST_LIST and heading != "config":
             console.result(f"  ... and {len(items) - _LONGEST_LIST} more (all with --json)")
 

@@ -129,6 +129,7 @@ def noise_demo(
 def _check_output(output: Path, image: Path, overwrite: bool) -> bool:
     """Whether an animation is wanted. Raises for another kind of file, and for one that is there."""
     from ddpmctl.errors import ConfigError, OutputError
+    from ddpmctl.files import check_place
 
     kind = output.suffix.lower()
     if kind not in (".png", ".gif"):
@@ -139,6 +140,7 @@ def _check_output(output: Path, image: Path, overwrite: bool) -> bool:
         raise OutputError(f"{output}: is the picture itself", "give another name with -o")
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists", "add --overwrite, or give another name with -o")
+    check_place(output)
     return kind == ".gif"
 
 

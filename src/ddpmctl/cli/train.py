@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from pathlib import Path
@@ -189,7 +190,7 @@ def _clear(folder: RunFolder, *, overwrite: bool) -> None:
 
 def _name_of(data: Path) -> str:
     """Name of a run that trains on ``data``: the folder's, or the zip's without its ending."""
-    full = data.resolve()
+    full = Path(os.path.realpath(data))  # not resolve(), which fails on a link to itself
     return (full.name if full.is_dir() else full.stem) or "run"
 
 

@@ -16,12 +16,13 @@ from ddpmctl.data.cache import Cache
 from ddpmctl.data.decode import Pixels, Probe, examine, parse_colour, probe
 from ddpmctl.data.draft import Lost
 from ddpmctl.data.entry import About, Record, Records, settled, unchanged
-from ddpmctl.data.formats import BadImage, shown
+from ddpmctl.data.formats import BadImage
 from ddpmctl.data.pixels import PixelRows
 from ddpmctl.data.reading import read_map
 from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape, survey
 from ddpmctl.data.scan import ImageFile, Listing, find_images
 from ddpmctl.errors import DataError
+from ddpmctl.parsing import shown
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
-from ddpmctl.data.formats import FORMATS, BadImage, shown
+from ddpmctl.data.formats import FORMATS, BadImage
 from ddpmctl.data.modes import Fill, fill_value, is_grey, to_eight_bit, to_mode
 from ddpmctl.errors import ConfigError
+from ddpmctl.parsing import shown
 from ddpmctl.rows import nearest
 
 MAX_PIXELS = 178_956_970

@@ -35,10 +35,3 @@ class BadImage(Exception):
     def __init__(self, reason: str, *, lasting: bool = True) -> None:
         super().__init__(reason)
         self.reason, self.lasting = reason, lasting
-
-
-def shown(name: str) -> str:
-    """``name`` fit for a terminal, a log or JSON: control characters and undecodable bytes as escapes."""
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from ddpmctl.config import DataConfig
 from ddpmctl.data.decode import Probe, probe
-from ddpmctl.data.formats import BadImage, shown
+from ddpmctl.data.formats import BadImage
 from ddpmctl.data.reading import read_map
 from ddpmctl.data.scan import ImageFile, Listing
 from ddpmctl.errors import DataError
+from ddpmctl.parsing import shown
 
 FEW_IMAGES = 100
 ODD_ASPECT = 3.0

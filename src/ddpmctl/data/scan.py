@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from ddpmctl.data.formats import EXTENSIONS, MAX_FILE_BYTES, BadImage, shown
+from ddpmctl.data.formats import EXTENSIONS, MAX_FILE_BYTES, BadImage
 from ddpmctl.errors import DataError
+from ddpmctl.parsing import shown
 
 # A member that unpacks to more than this many times its packed size is refused, unless it is small anyway.
 _MAX_RATIO = 250
