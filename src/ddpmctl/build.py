@@ -102,10 +102,12 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
     return net.to(device).to(memory_format=torch.channels_last)
 
 
-def build_denoiser(config: RunConfig, net: nn.Module, autocast: torch.dtype | None, *, clip: bool = True) -> Denoiser:
+def build_denoiser(
+    config: RunConfig, net: nn.Module, autocast: torch.dtype | None, *, threshold: str = "clip"
+) -> Denoiser:
     """The denoiser of the run: its schedule and prediction around ``net``."""
     schedule = NoiseSchedule.named(config.diffusion.schedule, config.diffusion.timesteps)
-    return Denoiser(net, schedule, config.diffusion.prediction, clip=clip, autocast=autocast)
+    return Denoiser(net, schedule, config.diffusion.prediction, threshold=threshold, autocast=autocast)
 
 
 def build_ema(config: RunConfig, net: nn.Module) -> EMA:

@@ -169,7 +169,7 @@ class TrainConfig(Section):
     keep: Positive = Field(3, description="newest checkpoints kept; the last is always among them")
     sample_every: Count = Field(1000, description="steps between sample grids; 0: only at the end")
     samples: Annotated[Positive, Field(le=1024)] = Field(36, description="images of a sample grid")
-    sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm")
+    sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm | dpm++ | dpm++sde | unipc | heun")
     sample_steps: Positive = Field(50, description="denoising steps of the grids")
     log_every: Positive = Field(10, description="steps between rows of metrics.csv")
     val_every: Count = Field(1000, description="steps between measurements of val_loss; 0: only at the end")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.prediction import PREDICTIONS
 from ddpmctl.core.schedule import NoiseSchedule
+from ddpmctl.core.thresholds import THRESHOLDS
 
 SCHEDULE = NoiseSchedule.named("linear", 1000)
 
@@ -40,10 +41,10 @@ def test_network_is_fed_t_minus_one(t, index):
     assert not net.t_index.is_floating_point()
 
 
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_number_and_tensor_of_t_agree(prediction, clip):
-    denoiser = Denoiser(Recorder(), SCHEDULE, prediction, clip=clip)
+def test_number_and_tensor_of_t_agree(prediction, threshold):
+    denoiser = Denoiser(Recorder(), SCHEDULE, prediction, threshold=threshold)
     for one, many in zip(denoiser(images(), 321), denoiser(images(), torch.full((3,), 321)), strict=True):
         assert torch.equal(one, many)
 
@@ -70,15 +71,29 @@ def test_label_is_passed_on():
 @pytest.mark.parametrize("t", [1, 300, 1000])
 def test_clip_limits_x0_and_eps_agrees(prediction, t):
     x_t = 3 * images(dtype=torch.float64)
-    raw, _ = Denoiser(Recorder(), SCHEDULE, prediction, clip=False)(x_t, t)
+    raw, _ = Denoiser(Recorder(), SCHEDULE, prediction, threshold="none")(x_t, t)
     x0, eps = Denoiser(Recorder(), SCHEDULE, prediction)(x_t, t)
     assert torch.equal(x0, raw.clamp(-1, 1))
     signal, noise = SCHEDULE.at(t, x_t)
     torch.testing.assert_close(signal * x0 + noise * eps, x_t, rtol=0, atol=1e-12)
 
 
-def test_without_clip_x0_may_leave_the_range():
-    x0, eps = Denoiser(Recorder(), SCHEDULE, clip=False)(3 * images(), 900)
+@pytest.mark.parametrize("t", [1, 300, 1000])
+def test_dynamic_threshold_is_at_the_percentile_of_each_image_and_eps_agrees(t):
+    x_t = 3 * images(dtype=torch.float64)
+    x_t[1] /= 100
+    raw, _ = Denoiser(lambda x, i, y: x, SCHEDULE, "x0", threshold="none")(x_t, t)
+    x0, eps = Denoiser(lambda x, i, y: x, SCHEDULE, "x0", threshold="dynamic")(x_t, t)
+    for before, after in zip(raw, x0, strict=True):
+        s = max(before.abs().quantile(0.995).item(), 1)
+        torch.testing.assert_close(after, (before / s).clamp(-1, 1), rtol=0, atol=1e-12)
+    assert torch.equal(raw[1], x0[1])
+    signal, noise = SCHEDULE.at(t, x_t)
+    torch.testing.assert_close(signal * x0 + noise * eps, x_t, rtol=0, atol=1e-12)
+
+
+def test_without_a_threshold_x0_may_leave_the_range():
+    x0, eps = Denoiser(Recorder(), SCHEDULE, threshold="none")(3 * images(), 900)
     assert x0.abs().max() > 1
     assert torch.equal(eps, torch.full_like(eps, 0.25))
 

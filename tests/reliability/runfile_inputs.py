@@ -292,7 +292,7 @@ KINDS: dict[str, Kind] = {
     "train.keep": Whole(1),
     "train.sample_every": Whole(),
     "train.samples": Whole(1, 1024),
-    "train.sampler": Choice(("ddim", "ddpm")),
+    "train.sampler": Choice(("ddim", "ddpm", "dpm++", "dpm++sde", "unipc", "heun")),
     "train.sample_steps": Whole(1),
     "train.log_every": Whole(1),
     "train.val_every": Whole(),

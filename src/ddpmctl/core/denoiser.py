@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from ddpmctl.core.prediction import PREDICTIONS
 from ddpmctl.core.schedule import NoiseSchedule
+from ddpmctl.core.thresholds import THRESHOLDS
 
 
 class Denoiser:
     """``denoiser(x_t, t, label) -> (x0, eps)``.
 
-    ``clip``: limit x0 to [-1, 1] and make eps agree with it. ``autocast``: dtype in which the network computes,
-    None for float32; what goes in and comes out is of the dtype of x_t.
+    ``threshold``: the row of :data:`THRESHOLDS` that keeps x0 within [-1, 1]; eps is made to agree with it.
+    ``autocast``: dtype in which the network computes, None for float32; what goes in and comes out is of the dtype of
+    x_t.
     """
 
     def __init__(
@@ -28,11 +30,11 @@ class Denoiser:
         schedule: NoiseSchedule,
         prediction: str = "eps",
         *,
-        clip: bool = True,
+        threshold: str = "clip",
         autocast: torch.dtype | None = None,
     ) -> None:
         self.net, self.schedule, self.prediction = net, schedule, PREDICTIONS[prediction]
-        self.clip, self.autocast = clip, autocast
+        self.threshold, self.autocast = THRESHOLDS[threshold], autocast
 
     def output(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> Tensor:
         """What the network says, (B, C, H, W) in the dtype of x_t. ``t``: int or (B,) on the CPU, 1..T."""
@@ -50,7 +52,7 @@ class Denoiser:
         """Estimates (x0, eps), each (B, C, H, W), of the clean image and the noise in x_t."""
         signal, noise = self.schedule.at(t, x_t)
         x0, eps = self.prediction.split(self.output(x_t, t, label), x_t, signal, noise)
-        if self.clip:
-            x0 = x0.clamp(-1, 1)
+        if self.threshold:
+            x0 = self.threshold(x0)
             eps = (x_t - signal * x0) / noise
         return x0, eps
