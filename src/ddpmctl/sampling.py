@@ -119,18 +119,18 @@ class Plan(NamedTuple):
 
 
 QUALITIES: dict[str, Plan] = {
-    "fast": Plan("dpm++", 10, "quadratic"),
-    "balanced": Plan("dpm++", 20, "quadratic"),
+    "fast": Plan("dpm++", 10, "linear"),
+    "balanced": Plan("dpm++", 20, "linear"),
     "best": Plan("ddpm", None, "linear"),
 }
-"""What ``--quality`` stands for. Quadratic spacing: right for Gaussian data under every schedule, within 3 % at 20 steps."""
+"""What ``--quality`` stands for."""
 
 USUAL: dict[str, Plan] = {
     "ddpm": Plan("ddpm", None, "linear"),
     "ddim": Plan("ddim", 50, "linear"),
-    "dpm++": Plan("dpm++", 20, "quadratic"),
-    "dpm++sde": Plan("dpm++sde", 30, "quadratic"),
-    "unipc": Plan("unipc", 20, "quadratic"),
+    "dpm++": Plan("dpm++", 20, "linear"),
+    "dpm++sde": Plan("dpm++sde", 30, "linear"),
+    "unipc": Plan("unipc", 20, "linear"),
     "heun": Plan("heun", 30, "logsnr"),
 }
 """What a sampler goes by that is named without a quality; a row for every one of SAMPLERS."""
