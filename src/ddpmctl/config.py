@@ -129,6 +129,9 @@ class ModelConfig(Section):
         [1], description="levels with self-attention, 0 is full size; the middle always has it"
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
+    label_dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the labels hidden in training, so that samples can be guided (0.1 is usual); 0: none"
+    )
     norm: Norm = Field("group", description="group | batch | instance | none")
     norm_groups: Width = Field(32, description="groups of norm: group; divides every level's channels")
     activation: Activation = Field("silu", description="silu | relu | gelu | mish")

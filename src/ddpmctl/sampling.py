@@ -52,17 +52,27 @@ class Model:
 
 
 def load_model(
-    path: Path, device: str = "auto", *, weights: str = "ema", threshold: str = "clip", precision: str = "fp32"
+    path: Path,
+    device: str = "auto",
+    *,
+    weights: str = "ema",
+    threshold: str = "clip",
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    precision: str = "fp32",
 ) -> Model:
     """Load the network of a checkpoint, or of the newest one of a run folder.
 
     ``precision`` below fp32 is faster on some devices, but then the rounding of an image depends on its batch.
-    Raises :class:`CheckpointError` or :class:`DeviceError`.
+    Raises :class:`CheckpointError` or :class:`DeviceError`, or :class:`ConfigError` where ``guidance``, unless 1, is for
+    a network that knows no classes, or has never been without.
     """
     file = runfolder.checkpoint_in(path)
     content = checkpoint.load(file)
     target = resolve_device(device)
     config = config_of(content, file)
+    if guidance != 1:
+        _check_guidance(guidance, config, content["class_names"], file)
     channels, height, width = content["image_shape"]
     with torch.device("meta"):
         net: torch.nn.Module = build_net(config, channels, len(content["class_names"]))
@@ -72,9 +82,21 @@ def load_model(
     except RuntimeError as error:
         raise CheckpointError(f"{file}: its weights do not fit its configuration", "use another checkpoint") from error
     net = place(net, target).eval().requires_grad_(False)
-    denoiser = build_denoiser(config, net, resolve_precision(precision, target), threshold=threshold)
+    denoiser = build_denoiser(
+        config, net, resolve_precision(precision, target), threshold=threshold, guidance=guidance, interval=interval
+    )
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
                  str(content["digest"]), file, target)  # fmt: skip
+
+
+def _check_guidance(guidance: float, config: RunConfig, class_names: Sequence[str], file: Path) -> None:
+    if not class_names:
+        raise ConfigError(f"--guidance {guidance:g}: {file} was trained without classes", "leave --guidance out")
+    if not config.model.label_dropout:
+        raise ConfigError(
+            f"--guidance {guidance:g}: {file} was trained with a label on every image",
+            "leave --guidance out, or train with --set model.label_dropout=0.1",
+        )
 
 
 def config_of(content: dict[str, Any], path: Path) -> RunConfig:
@@ -137,9 +159,13 @@ USUAL: dict[str, Plan] = {
 
 
 def plan(quality: str | None, sampler: str | None, steps: int | None, spacing: str | None) -> Plan:
-    """The plan of ``quality``, or else the usual one of ``sampler``, or else balanced; what is given goes first."""
+    """The plan of ``quality``, or else the usual one of ``sampler``, or else balanced; what is given goes first.
+
+    The spacing is the quality's for its own sampler, and the usual one for another.
+    """
     row = QUALITIES[quality] if quality else USUAL[sampler] if sampler else QUALITIES["balanced"]
-    return Plan(sampler or row.sampler, steps or row.steps, spacing or row.spacing)
+    suited = USUAL[sampler] if sampler else row
+    return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
 
 
 def generate(

@@ -138,6 +138,7 @@ WAYS = {
     "--quality best": ("ddpm", 20, "linear"),
     "--quality fast --steps 3": ("dpm++", 3, "linear"),
     "--quality fast --sampler ddpm --spacing karras": ("ddpm", 10, "karras"),
+    "--quality fast --sampler heun": ("heun", 10, "logsnr"),
     "--steps 1": ("dpm++", 1, "linear"),
     "--sampler ddpm": ("ddpm", 20, "linear"),
     "--sampler ddim": ("ddim", 20, "linear"),

@@ -58,6 +58,61 @@ def test_each_image_has_its_own_t(prediction):
             assert torch.equal(whole[i : i + 1], alone)
 
 
+class ClassNet:
+    """An output that differs by class, in one batch or in many; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[int], list[int]]] = []
+
+    def __call__(self, x: Tensor, t_index: Tensor, label: Tensor | None) -> Tensor:
+        self.asked.append((t_index.tolist(), label.tolist()))
+        return torch.sin(x) * (1 + label).view(-1, 1, 1, 1) / (1 + t_index).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("w", [0.0, 0.5, 3.0])
+def test_guidance_goes_from_no_label_through_the_label(prediction, w):
+    """eps = eps_none + w (eps_label - eps_none), whatever the network predicts; Ho & Salimans 2022, equation 6."""
+    x, label, t = images(dtype=torch.float64), torch.tensor([0, 1, 1]), torch.tensor([5, 300, 1000])
+    alone = Denoiser(ClassNet(), SCHEDULE, prediction, threshold="none")
+    (x0, eps), (x0_none, eps_none) = alone(x, t, label), alone(x, t, torch.full_like(label, 2))
+    net = ClassNet()
+    found = Denoiser(net, SCHEDULE, prediction, threshold="none", null_label=2, guidance=w)(x, t, label)
+    torch.testing.assert_close(found[0], x0_none + w * (x0 - x0_none), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], eps_none + w * (eps - eps_none), rtol=1e-9, atol=1e-9)
+    assert net.asked == [([4, 299, 999] * 2, [0, 1, 1, 2, 2, 2])]
+
+
+def test_guidance_of_one_and_no_label_ask_once():
+    for guidance, label in ((1.0, torch.tensor([0, 1, 0])), (4.0, None)):
+        net = Recorder()
+        Denoiser(net, SCHEDULE, null_label=2, guidance=guidance)(images(), 7, label)
+        assert net.label is label and len(net.x) == 3
+
+
+@pytest.mark.parametrize(("t", "guided"), [(1, False), (199, False), (200, True), (500, True), (800, True), (801, False), (1000, False)])
+def test_guidance_holds_within_its_interval(t, guided):
+    x, label, net = images(), torch.tensor([0, 1, 1]), ClassNet()
+    x0, _ = Denoiser(net, SCHEDULE, threshold="none", null_label=2, guidance=3, interval=(0.2, 0.8))(x, t, label)
+    plain, _ = Denoiser(ClassNet(), SCHEDULE, threshold="none")(x, t, label)
+    assert torch.equal(x0, plain) == (not guided)
+    assert len(net.asked[0][1]) == (6 if guided else 3)
+
+
+def test_interval_is_that_of_each_image():
+    x, label, t = images(), torch.tensor([0, 1, 1]), torch.tensor([1, 500, 1000])
+    mixed = Denoiser(ClassNet(), SCHEDULE, threshold="none", null_label=2, guidance=3, interval=(0.2, 0.8))
+    always = Denoiser(ClassNet(), SCHEDULE, threshold="none", null_label=2, guidance=3)
+    never = Denoiser(ClassNet(), SCHEDULE, threshold="none")
+    (found, _), (strong, _), (plain, _) = (denoiser(x, t, label) for denoiser in (mixed, always, never))
+    torch.testing.assert_close(found, torch.stack([plain[0], strong[1], plain[2]]), rtol=1e-6, atol=1e-6)
+
+
+def test_guidance_needs_a_null_label():
+    with pytest.raises(ValueError, match="null label"):
+        Denoiser(Recorder(), SCHEDULE, guidance=2)
+
+
 def test_label_is_passed_on():
     net, label = Recorder(), torch.tensor([4, 2, 0])
     denoiser = Denoiser(net, SCHEDULE)

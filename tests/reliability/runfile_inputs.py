@@ -267,6 +267,7 @@ KINDS: dict[str, Kind] = {
     "model.num_res_blocks": Whole(1, 64),
     "model.attention_levels": ListOf(Whole(of=(0, 1)), good_most=3),
     "model.dropout": Real(0, 1, without=(1,)),
+    "model.label_dropout": Real(0, 1, without=(1,)),
     "model.norm": Choice(("group", "batch", "instance", "none")),
     "model.norm_groups": Whole(1, 8192, of=(1, 2, 4, 8, 16, 32)),
     "model.activation": Choice(("silu", "relu", "gelu", "mish")),
@@ -367,6 +368,9 @@ def right_files(draw: DrawFn) -> tuple[str, dict[str, object]]:
     """A run file without a fault, and what it says."""
     keys = draw(st.lists(st.sampled_from(list(KINDS)), unique=True, max_size=12))
     given = {key: draw(KINDS[key].good()) for key in keys}
+    if "data.conditional" not in given or not given["data.conditional"].value:
+        keys = [key for key in keys if key != "model.label_dropout"]  # which hides what there must be
+        given.pop("model.label_dropout", None)
     entries = [Entry(key.rpartition(".")[0], key.rpartition(".")[2], given[key].text) for key in keys]
     return draw(rendered(entries)), {key: value for key, (_, value) in given.items()}
 

@@ -19,6 +19,8 @@ from ddpmctl.core.thresholds import THRESHOLDS
 class Denoiser:
     """``denoiser(x_t, t, label) -> (x0, eps)``.
 
+    ``null_label``: the class that stands for none, where the network has one. ``guidance``: w of :meth:`guided`, 1 for
+    none, and ``interval``: its lowest and highest t, as shares of T.
     ``threshold``: the row of :data:`THRESHOLDS` that keeps x0 within [-1, 1]; eps is made to agree with it.
     ``autocast``: dtype in which the network computes, None for float32; what goes in and comes out is of the dtype of
     x_t.
@@ -32,8 +34,15 @@ class Denoiser:
         *,
         threshold: str = "clip",
         autocast: torch.dtype | None = None,
+        null_label: int | None = None,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
+        """Raises ``ValueError`` for a guidance without a null label."""
+        if guidance != 1 and null_label is None:
+            raise ValueError("guidance needs a network with a null label")
         self.net, self.schedule, self.prediction = net, schedule, PREDICTIONS[prediction]
+        self.null_label, self.guidance, self.interval = null_label, guidance, interval
         self.threshold, self.autocast = THRESHOLDS[threshold], autocast
 
     def output(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> Tensor:
@@ -44,6 +53,23 @@ class Denoiser:
             output = self.net(x_t, t_index, label)
         return output.to(x_t.dtype)
 
+    def guided(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> Tensor:
+        """Classifier-free guidance: none + w (label - none), w = ``guidance``. Ho & Salimans 2022, equation 6 (w - 1 there).
+
+        Said of the output, it holds for x0, eps and v alike, which follow from each other by affine maps. Outside of
+        the interval w is 1 (Kynkaanniemi et al. 2024). Both halves go through the network in one batch.
+        """
+        low, high = (share * self.schedule.timesteps for share in self.interval)
+        level = torch.as_tensor(t).reshape(-1)
+        inside = (level >= low) & (level <= high)
+        if label is None or self.null_label is None or self.guidance == 1 or not inside.any():
+            return self.output(x_t, t, label)
+        none = torch.full_like(label, self.null_label)
+        both = self.output(x_t.repeat(2, 1, 1, 1), level.expand(len(x_t)).repeat(2), torch.cat([label, none]))
+        with_label, without = both.chunk(2)
+        w = torch.where(inside, self.guidance, 1.0).to(x_t.dtype).to(x_t.device).view(-1, 1, 1, 1)
+        return without + w * (with_label - without)
+
     def target(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
         """What the network should say, (B, C, H, W)."""
         return self.prediction.target(x0, eps, *self.schedule.at(t, x0))
@@ -51,7 +77,7 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Estimates (x0, eps), each (B, C, H, W), of the clean image and the noise in x_t."""
         signal, noise = self.schedule.at(t, x_t)
-        x0, eps = self.prediction.split(self.output(x_t, t, label), x_t, signal, noise)
+        x0, eps = self.prediction.split(self.guided(x_t, t, label), x_t, signal, noise)
         if self.threshold:
             x0 = self.threshold(x0)
             eps = (x_t - signal * x0) / noise
