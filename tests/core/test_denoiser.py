@@ -90,7 +90,10 @@ def test_guidance_of_one_and_no_label_ask_once():
         assert net.label is label and len(net.x) == 3
 
 
-@pytest.mark.parametrize(("t", "guided"), [(1, False), (199, False), (200, True), (500, True), (800, True), (801, False), (1000, False)])
+@pytest.mark.parametrize(
+    ("t", "guided"),
+    [(1, False), (199, False), (200, True), (500, True), (800, True), (801, False), (1000, False)],
+)
 def test_guidance_holds_within_its_interval(t, guided):
     x, label, net = images(), torch.tensor([0, 1, 1]), ClassNet()
     x0, _ = Denoiser(net, SCHEDULE, threshold="none", null_label=2, guidance=3, interval=(0.2, 0.8))(x, t, label)

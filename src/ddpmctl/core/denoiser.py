@@ -19,11 +19,10 @@ from ddpmctl.core.thresholds import THRESHOLDS
 class Denoiser:
     """``denoiser(x_t, t, label) -> (x0, eps)``.
 
-    ``null_label``: the class that stands for none, where the network has one. ``guidance``: w of :meth:`guided`, 1 for
-    none, and ``interval``: its lowest and highest t, as shares of T.
     ``threshold``: the row of :data:`THRESHOLDS` that keeps x0 within [-1, 1]; eps is made to agree with it.
     ``autocast``: dtype in which the network computes, None for float32; what goes in and comes out is of the dtype of
-    x_t.
+    x_t. ``null_label``: the class that stands for none, where the network has one. ``guidance``: w of :meth:`guided`,
+    1 for none, and ``interval``: its lowest and highest t, as shares of T.
     """
 
     def __init__(
@@ -59,13 +58,13 @@ class Denoiser:
         Said of the output, it holds for x0, eps and v alike, which follow from each other by affine maps. Outside of
         the interval w is 1 (Kynkaanniemi et al. 2024). Both halves go through the network in one batch.
         """
-        low, high = (share * self.schedule.timesteps for share in self.interval)
-        level = torch.as_tensor(t).reshape(-1)
-        inside = (level >= low) & (level <= high)
+        level, (low, high) = torch.as_tensor(t).reshape(-1), self.interval
+        share = level.double() / self.schedule.timesteps
+        inside = (low <= share) & (share <= high)
         if label is None or self.null_label is None or self.guidance == 1 or not inside.any():
             return self.output(x_t, t, label)
         none = torch.full_like(label, self.null_label)
-        both = self.output(x_t.repeat(2, 1, 1, 1), level.expand(len(x_t)).repeat(2), torch.cat([label, none]))
+        both = self.output(torch.cat([x_t, x_t]), level.expand(len(x_t)).repeat(2), torch.cat([label, none]))
         with_label, without = both.chunk(2)
         w = torch.where(inside, self.guidance, 1.0).to(x_t.dtype).to(x_t.device).view(-1, 1, 1, 1)
         return without + w * (with_label - without)

@@ -1,8 +1,8 @@
 """Samplers: from noise x_T to an image, one step at a time.
 
 A sampler is a generator ``(denoiser, x_T, timesteps, *, noise, label, **options) -> SampleStep``. ``timesteps``
-falls from T to 0 (:mod:`ddpmctl.core.spacing`); ``noise`` is called for each fresh draw. What to show, keep or save is the
-caller's business.
+falls from T to 0 (:mod:`ddpmctl.core.spacing`); ``noise`` is called for each fresh draw. What to show, keep or save
+is the caller's business.
 """
 
 from __future__ import annotations
@@ -170,12 +170,12 @@ def heun(
     two evaluations a step but one at the last. It needs levels spaced by their noise (``karras``, ``logsnr``): where a
     schedule ends in next to no signal, as cosine does, even steps in t begin with a leap in sigma that it overshoots.
     """
-    signal, noise_of, lam = _coefficients(denoiser)
+    signal, spread, lam = _coefficients(denoiser)
     sigma = [math.exp(-lam_t) for lam_t in lam]
     x_t = x_T
     for t, s in pairwise(timesteps):
         x0, eps = denoiser(x_t, t, label)
-        x_t = signal[s] * x0 + noise_of[s] * eps
+        x_t = signal[s] * x0 + spread[s] * eps
         if s > 0:
             _, eps_s = denoiser(x_t, s, label)
             x_t = x_t + signal[s] * (sigma[s] - sigma[t]) * (eps_s - eps) / 2

@@ -15,9 +15,9 @@ def clip(x0: Tensor) -> Tensor:
 
 
 def dynamic(x0: Tensor) -> Tensor:
-    """Each image cut at s = the 99.5th percentile of its \\|x0\\|, and divided by s; as ``clip`` where s is below 1.
+    """Each image cut at s = the 99.5th percentile of abs(x0), and divided by s; as ``clip`` where s is below 1.
 
-    Saharia et al. 2022 (Imagen), section 2.3. ``x0``: (B, C, H, W), of at most 2^24 values an image.
+    Saharia et al. 2022 (Imagen), section 2.3. ``x0``: (B, C, H, W); some releases of PyTorch take 2^24 values an image at most.
     """
     s = x0.abs().flatten(1).quantile(PERCENTILE, dim=1).clamp(min=1).view(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s
