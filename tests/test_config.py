@@ -263,7 +263,7 @@ def test_every_key_says_what_it_means(key):
 def test_descriptions_list_every_choice_in_order(key, table):
     section, name = fields()[key]
     words = re.sub(r"\([^)]*\)", "", section.model_fields[name].description).replace(":", " ").replace(",", " ")
-    listed = re.findall(r"[\w]+(?=\s*\|)|(?<=\|)\s*[\w]+", words)
+    listed = re.findall(r"[\w+]+(?=\s*\|)|(?<=\|)\s*[\w+]+", words)
     names = row_names(*table)
     if key == "train.sampler":  # listed with the default first
         assert sorted(word.strip() for word in listed) == sorted(names)

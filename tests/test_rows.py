@@ -32,12 +32,12 @@ def test_names_read_from_the_source_are_the_keys_of_the_table(module, table):
     assert all(isinstance(name, str) for name in imported)
 
 
-def test_tables_of_the_run_file_are_among_those():
+def test_tables_of_the_run_file_and_of_flags_are_among_those():
     assert {
         ("core.schedule", "SCHEDULES"), ("core.prediction", "PREDICTIONS"), ("core.losses", "LOSSES"),
         ("core.unet", "NORMS"), ("core.unet", "ACTIVATIONS"), ("core.samplers", "SAMPLERS"),
         ("core.optim", "LR_SCHEDULES"), ("core.optim", "OPTIMIZERS"), ("core.ema", "WARMUPS"),
-        ("data.decode", "FITS"),
+        ("data.decode", "FITS"), ("core.spacing", "SPACINGS"), ("core.thresholds", "THRESHOLDS"), ("sampling", "QUALITIES"),
     } <= set(used_tables())  # fmt: skip
 
 

@@ -73,7 +73,10 @@ def precision_name(dtype: torch.dtype | None) -> str:
 
 
 def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
-    """The UNet for images of ``channels``; ``num_classes`` 0: unconditional. Weights follow from the global seed."""
+    """The UNet for images of ``channels``; ``num_classes`` 0: unconditional. Weights follow from the global seed.
+
+    Where labels are hidden in training, one more class, the last, stands for none.
+    """
     model = config.model
     widths = {"auto": 4 * model.base_channels, "none": None}
     width = model.time_embedding if isinstance(model.time_embedding, int) else widths[model.time_embedding]
@@ -89,7 +92,7 @@ def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
         activation=model.activation,
         time_width=width,
         time_scale=model.time_scale,
-        num_classes=num_classes or None,
+        num_classes=num_classes + bool(model.label_dropout) if num_classes else None,
         padding=model.padding,
     )
 
@@ -102,10 +105,23 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
     return net.to(device).to(memory_format=torch.channels_last)
 
 
-def build_denoiser(config: RunConfig, net: nn.Module, autocast: torch.dtype | None, *, clip: bool = True) -> Denoiser:
-    """The denoiser of the run: its schedule and prediction around ``net``."""
+def build_denoiser(
+    config: RunConfig,
+    net: nn.Module,
+    autocast: torch.dtype | None,
+    *,
+    threshold: str = "clip",
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Denoiser:
+    """The denoiser of the run: its schedule and prediction around ``net``, a network of :func:`build_net`."""
     schedule = NoiseSchedule.named(config.diffusion.schedule, config.diffusion.timesteps)
-    return Denoiser(net, schedule, config.diffusion.prediction, clip=clip, autocast=autocast)
+    classes = getattr(net, "num_classes", None)
+    null_label = classes - 1 if classes and config.model.label_dropout else None
+    return Denoiser(
+        net, schedule, config.diffusion.prediction, threshold=threshold, autocast=autocast,
+        null_label=null_label, guidance=guidance, interval=interval,
+    )  # fmt: skip
 
 
 def build_ema(config: RunConfig, net: nn.Module) -> EMA:

@@ -129,6 +129,9 @@ class ModelConfig(Section):
         [1], description="levels with self-attention, 0 is full size; the middle always has it"
     )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
+    label_dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the labels hidden in training, so that samples can be guided (0.1 is usual); 0: none"
+    )
     norm: Norm = Field("group", description="group | batch | instance | none")
     norm_groups: Width = Field(32, description="groups of norm: group; divides every level's channels")
     activation: Activation = Field("silu", description="silu | relu | gelu | mish")
@@ -169,7 +172,7 @@ class TrainConfig(Section):
     keep: Positive = Field(3, description="newest checkpoints kept; the last is always among them")
     sample_every: Count = Field(1000, description="steps between sample grids; 0: only at the end")
     samples: Annotated[Positive, Field(le=1024)] = Field(36, description="images of a sample grid")
-    sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm")
+    sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm | dpm++ | dpm++sde | unipc | heun")
     sample_steps: Positive = Field(50, description="denoising steps of the grids")
     log_every: Positive = Field(10, description="steps between rows of metrics.csv")
     val_every: Count = Field(1000, description="steps between measurements of val_loss; 0: only at the end")

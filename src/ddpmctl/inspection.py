@@ -148,7 +148,7 @@ def inspect_picture(path: Path) -> Facts:
     return facts
 
 
-_FLAGS = ("sampler", "steps", "eta", "variance", "class", "seed", "weights", "precision", "columns", "scale")
+_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "class", "seed", "weights", "precision", "columns", "scale")
 
 
 def command_of(made_with: Facts, path: Path) -> str | None:
@@ -159,19 +159,19 @@ def command_of(made_with: Facts, path: Path) -> str | None:
             out = f"{path.absolute().parent.name}/"
         words = ["ddpmctl", "sample", made_with.get("path"), "-n", made_with.get("n"), "-o", out]
         flags = {name: made_with.get(name) for name in _FLAGS}
-        switches = ["--no-clip"] if made_with.get("clip") is False else []
+        if made_with.get("clip") is False:  # as thresholds were called before
+            flags["threshold"] = "none"
     elif kind == "noise-demo":
         words = ["ddpmctl", "noise-demo", made_with.get("image"), "-o", out]
         levels, given = made_with.get("levels"), made_with.get("flags")
         flags = {"at": ",".join(map(str, levels)) if isinstance(levels, list) else None, "seed": made_with.get("seed")}
         flags |= given if isinstance(given, dict) else {}
-        switches = []
     else:
         return None
     for name, value in flags.items():
         for word in value if isinstance(value, list) else [value]:
             words += [f"--{name}", word] if word is not None else []
-    return shlex.join(str(word) for word in [*words, *switches])
+    return shlex.join(str(word) for word in words)
 
 
 def _run_file_config(path: Path) -> RunConfig:

@@ -60,6 +60,18 @@ def parse_duration(text: str) -> int:
     return total
 
 
+def parse_shares(text: str) -> tuple[float, float]:
+    """``0.2:0.8``, two shares of which the first is not the larger; raises ``ValueError`` for anything else."""
+    low, _, high = text.partition(":")
+    try:
+        shares = (float(low), float(high))
+    except ValueError:
+        shares = (1.0, 0.0)
+    if not 0 <= shares[0] <= shares[1] <= 1:
+        raise ValueError(f"{written(text)} is not two shares such as 0.2:0.8, from 0 to 1")
+    return shares
+
+
 def parse_size(value: object) -> Literal["auto"] | tuple[int, int]:
     """``64``, ``"48x64"`` (height x width), ``[48, 64]`` or ``auto``; raises ``ValueError`` for anything else."""
     if value == "auto":

@@ -246,7 +246,7 @@ def _cut(text: str) -> str:
 
 
 def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
-    """Rules between keys of ``model`` and ``train``."""
+    """Rules between keys of ``model`` and others."""
     model, train = config.model, config.train
 
     def place(key: str) -> str:
@@ -260,6 +260,10 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
         )
     if model.base_channels % 2:
         raise ConfigError(f"{place('model.base_channels')}: {model.base_channels} is odd", "give an even number")
+    if model.label_dropout and not config.data.conditional:
+        raise ConfigError(
+            f"{place('model.label_dropout')}: there are no labels to hide", "set data.conditional=true, or label_dropout=0"
+        )
     widths = [model.base_channels * m for m in (1, *model.channel_mults)]
     if model.norm == "group" and any(width % model.norm_groups for width in widths):
         raise ConfigError(

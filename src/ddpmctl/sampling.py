@@ -15,7 +15,8 @@ from ddpmctl.build import build_denoiser, build_net, place, precision_name, reso
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import ImageNoise
-from ddpmctl.core.samplers import SAMPLERS, SampleStep, spaced_timesteps
+from ddpmctl.core.samplers import SAMPLERS, SampleStep
+from ddpmctl.core.spacing import spaced_timesteps
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.parsing import size_text
@@ -52,24 +53,46 @@ class Model:
 
 
 def load_model(
-    path: Path, device: str = "auto", *, weights: str = "ema", clip: bool = True, precision: str = "fp32"
+    path: Path,
+    device: str = "auto",
+    *,
+    weights: str = "ema",
+    threshold: str = "clip",
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    precision: str = "fp32",
 ) -> Model:
     """Load the network of a checkpoint, or of the newest one of a run folder.
 
     ``precision`` below fp32 is faster on some devices, but then the rounding of an image depends on its batch.
-    Raises :class:`CheckpointError` or :class:`DeviceError`.
+    Raises :class:`CheckpointError` or :class:`DeviceError`, or :class:`ConfigError` where ``guidance``, unless 1, is for
+    a network that knows no classes, or has never been without.
     """
     file = runfolder.checkpoint_in(path)
     content = checkpoint.load(file)
     target = resolve_device(device)
     config = config_of(content, file)
+    if guidance != 1:
+        _check_guidance(guidance, config, content["class_names"], file)
     channels, height, width = content["image_shape"]
     net: torch.nn.Module = empty_net(content, config, file).to_empty(device="cpu")
     net.load_state_dict(content["ema"]["net"] if weights == "ema" else content["net"], strict=True)
     net = place(net, target).eval().requires_grad_(False)
-    denoiser = build_denoiser(config, net, resolve_precision(precision, target), clip=clip)
+    denoiser = build_denoiser(
+        config, net, resolve_precision(precision, target), threshold=threshold, guidance=guidance, interval=interval
+    )
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
                  str(content["digest"]), file, target)  # fmt: skip
+
+
+def _check_guidance(guidance: float, config: RunConfig, class_names: Sequence[str], file: Path) -> None:
+    if not class_names:
+        raise ConfigError(f"--guidance {guidance:g}: {file} was trained without classes", "leave --guidance out")
+    if not config.model.label_dropout:
+        raise ConfigError(
+            f"--guidance {guidance:g}: {file} was trained with a label on every image",
+            "leave --guidance out, or train with --set model.label_dropout=0.1",
+        )
 
 
 def config_of(content: dict[str, Any], path: Path) -> RunConfig:
@@ -115,15 +138,52 @@ def sampler_options(sampler: str, given: dict[str, Any]) -> dict[str, Any]:
     wanted = {name: value for name, value in given.items() if value is not None}
     for name in wanted:
         if name not in taken:
+            others = [other for other, walk in SAMPLERS.items() if name in inspect.signature(walk).parameters]
             raise ConfigError(
-                f"--{name}: the {sampler} sampler has no such option", f"leave --{name} out, or change --sampler"
+                f"--{name}: the {sampler} sampler has no such option",
+                f"leave --{name} out, or use --sampler {' or '.join(others)}",
             )
     return wanted
 
 
-def default_steps(sampler: str, timesteps: int) -> int:
-    """ddpm takes every step that it was trained with; the others need few."""
-    return timesteps if sampler == "ddpm" else min(50, timesteps)
+class Plan(NamedTuple):
+    """How to go from noise to image: the rows of SAMPLERS and SPACINGS, and the steps; None: all T."""
+
+    sampler: str
+    steps: int | None
+    spacing: str
+
+    def steps_of(self, timesteps: int) -> int:
+        """The steps under a schedule of ``timesteps``."""
+        return min(self.steps or timesteps, timesteps)
+
+
+QUALITIES: dict[str, Plan] = {
+    "fast": Plan("dpm++", 10, "linear"),
+    "balanced": Plan("dpm++", 20, "linear"),
+    "best": Plan("ddpm", None, "linear"),
+}
+"""What ``--quality`` stands for."""
+
+USUAL: dict[str, Plan] = {
+    "ddpm": Plan("ddpm", None, "linear"),
+    "ddim": Plan("ddim", 50, "linear"),
+    "dpm++": Plan("dpm++", 20, "linear"),
+    "dpm++sde": Plan("dpm++sde", 30, "linear"),
+    "unipc": Plan("unipc", 20, "linear"),
+    "heun": Plan("heun", 30, "logsnr"),
+}
+"""What a sampler goes by that is named without a quality; a row for every one of SAMPLERS."""
+
+
+def plan(quality: str | None, sampler: str | None, steps: int | None, spacing: str | None) -> Plan:
+    """The plan of ``quality``, or else the usual one of ``sampler``, or else balanced; what is given goes first.
+
+    The spacing is the quality's for its own sampler, and the usual one for another.
+    """
+    row = QUALITIES[quality] if quality else USUAL[sampler] if sampler else QUALITIES["balanced"]
+    suited = USUAL[sampler] if sampler else row
+    return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
 
 
 def generate(
@@ -135,6 +195,7 @@ def generate(
     sampler: str,
     steps: int,
     device: torch.device,
+    spacing: str | None = None,
     labels: Sequence[int] | None = None,
     batch_size: int = 64,
     options: dict[str, Any] | None = None,
@@ -142,11 +203,11 @@ def generate(
 ) -> Iterator[Generated]:
     """Make ``n`` images of ``shape`` (C, H, W), yielding after every step of every batch.
 
-    Image i depends on (seed, i) alone. ``labels``: a class for each image. A batch is finished where ``state.t`` is 0.
+    Image i depends on (seed, i) alone. ``spacing``: None: the sampler's usual one. ``labels``: a class for each image. A batch is finished where ``state.t`` is 0.
     When memory runs out, the batch is begun again with half its images, and ``on_smaller`` is told how many they are;
     raises the device's own error when one image is too much.
     """
-    grid = spaced_timesteps(denoiser.schedule.timesteps, steps)
+    grid = spaced_timesteps(denoiser.schedule, steps, spacing or USUAL[sampler].spacing)
 
     def walk(images: range) -> Iterator[Generated]:
         noise = ImageNoise(seed, images, shape, device)

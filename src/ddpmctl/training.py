@@ -163,6 +163,9 @@ def add_gradients(
     draw = (config.seed, step, state.rollbacks)
     x0, label = batches(step)
     t = torch.randint(1, denoiser.schedule.timesteps + 1, (len(x0),), generator=derived_generator(*draw, "t"))
+    if label is not None and denoiser.null_label is not None:
+        hidden = torch.rand(len(label), generator=derived_generator(*draw, "label")) < config.model.label_dropout
+        label = label.masked_fill(hidden, denoiser.null_label)
     eps = torch.randn(x0.shape, generator=derived_generator(*draw, "eps"))
 
     def accumulate(parts: int) -> Tensor:

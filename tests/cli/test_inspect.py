@@ -18,6 +18,7 @@ from ddpmctl.cli import main
 from ddpmctl.config import RunConfig
 from ddpmctl.core.unet import Attention
 from ddpmctl.errors import Exit
+from ddpmctl.inspection import command_of
 from ddpmctl.runfile import read_run_file, resolve
 from ddpmctl.sampling import load_model
 
@@ -189,3 +190,10 @@ def test_what_cannot_be_inspected_is_a_clear_error(name, code, capsys):
     assert main(["inspect", name.partition(":")[0]]) == code
     shown = capsys.readouterr().err
     assert name in shown and "Traceback" not in shown
+
+
+def test_a_picture_from_before_thresholds_keeps_its_command():
+    made_with = {"kind": "sample", "path": "run", "n": 2, "sampler": "ddim", "steps": 50, "clip": False, "seed": 0}
+    assert command_of(made_with, Path("x.png")) == (
+        "ddpmctl sample run -n 2 -o x.png --sampler ddim --steps 50 --threshold none --seed 0"
+    )

@@ -15,8 +15,11 @@ from PIL import Image
 
 from ddpmctl.cli import main
 from ddpmctl.core.denoiser import Denoiser
+from ddpmctl.core.samplers import SAMPLERS
+from ddpmctl.core.spacing import SPACINGS
 from ddpmctl.errors import Exit
 from ddpmctl.images import read_provenance
+from ddpmctl.sampling import QUALITIES, USUAL
 
 
 def cells(path: Path, n: int, side: int = 16) -> list[np.ndarray]:
@@ -101,7 +104,11 @@ def test_options_change_the_images(trained):
         return np.load("x.npz")["images"].astype(int)
 
     plain = made("--steps", "10")
-    for flags in (["--eta", "1"], ["--no-clip"], ["--weights", "raw"], ["--steps", "5"], ["--sampler", "ddpm"]):
+    for flags in (
+        *([["--sampler", name] for name in SAMPLERS if name != "dpm++"]), ["--sampler", "ddim", "--eta", "1"],
+        ["--spacing", "quadratic"], ["--spacing", "logsnr"], ["--threshold", "dynamic"], ["--threshold", "none"],
+        ["--weights", "raw"], ["--steps", "5"], ["--steps", "1"], ["--quality", "best"],
+    ):  # fmt: skip
         steps = [] if "--steps" in flags else ["--steps", "10"]
         assert not np.array_equal(made(*steps, *flags), plain), flags
     ddpm = ["--sampler", "ddpm", "--steps", "10"]
@@ -109,7 +116,8 @@ def test_options_change_the_images(trained):
 
 
 def test_a_png_says_how_it_was_made_and_the_command_makes_it_again(trained, capsys):
-    flags = ["-n", "3", "--steps", "6", "--seed", "7", "--eta", "0.25", "--columns", "2", "--scale", "3", "-q"]
+    flags = ["-n", "3", "--steps", "6", "--seed", "7", "--sampler", "ddim", "--eta", "0.25", "--threshold", "dynamic", "--columns", "2",
+             "--scale", "3", "-q"]  # fmt: skip
     assert main(["sample", str(trained), "-o", "a.png", *flags]) == 0
     told = read_provenance(Path("a.png"))
     assert told is not None
@@ -121,6 +129,44 @@ def test_a_png_says_how_it_was_made_and_the_command_makes_it_again(trained, caps
     Path("a.png").rename("before.png")
     assert main(shlex.split(command)[1:]) == 0
     assert Path("a.png").read_bytes() == Path("before.png").read_bytes()
+
+
+WAYS = {
+    "": ("dpm++", 20, "linear"),
+    "--quality fast": ("dpm++", 10, "linear"),
+    "--quality balanced": ("dpm++", 20, "linear"),
+    "--quality best": ("ddpm", 20, "linear"),
+    "--quality fast --steps 3": ("dpm++", 3, "linear"),
+    "--quality fast --sampler ddpm --spacing karras": ("ddpm", 10, "karras"),
+    "--quality fast --sampler heun": ("heun", 10, "logsnr"),
+    "--steps 1": ("dpm++", 1, "linear"),
+    "--sampler ddpm": ("ddpm", 20, "linear"),
+    "--sampler ddim": ("ddim", 20, "linear"),
+    "--sampler heun --steps 4": ("heun", 4, "logsnr"),
+    "--sampler unipc --spacing linear": ("unipc", 20, "linear"),
+}
+
+
+@pytest.mark.parametrize("flags", WAYS)
+def test_quality_is_a_row_and_flags_go_before_it(flags, trained, capsys):
+    """What was used is said, and stands in the picture. The model has T = 20."""
+    sampler, steps, spacing = WAYS[flags]
+    assert main(["sample", str(trained), "-n", "1", "-o", "x.png", *flags.split()]) == 0
+    told = read_provenance(Path("x.png"))
+    assert (told["sampler"], told["steps"], told["spacing"], told["threshold"]) == (sampler, steps, spacing, "clip")
+    evaluations = 2 * steps - 1 if sampler == "heun" else steps
+    assert f"{sampler}, {steps} steps ({evaluations} evaluations), {spacing} spacing" in capsys.readouterr().out
+    assert main(["inspect", "x.png", "--json"]) == 0
+    command = shlex.split(json.loads(capsys.readouterr().out)["command"])
+    Path("x.png").rename("before.png")
+    assert main(command[1:]) == 0
+    assert Path("x.png").read_bytes() == Path("before.png").read_bytes()
+
+
+def test_every_sampler_has_a_usual_plan():
+    assert [plan.sampler for plan in USUAL.values()] == list(USUAL) == list(SAMPLERS)
+    for plan in (*USUAL.values(), *QUALITIES.values()):
+        assert plan.sampler in SAMPLERS and plan.spacing in SPACINGS
 
 
 def test_a_png_of_a_folder_names_the_command_that_makes_the_folder(trained, capsys):
@@ -229,6 +275,10 @@ BAD = {
     "more steps than T": (["sample", "RUN", "--steps", "21"], Exit.CONFIG, "the model has 20"),
     "unknown sampler": (["sample", "RUN", "--sampler", "ddin"], Exit.CONFIG, "ddim"),
     "eta for ddpm": (["sample", "RUN", "--sampler", "ddpm", "--eta", "0.5"], Exit.CONFIG, "--eta"),
+    "eta without ddim": (["sample", "RUN", "--eta", "0.5"], Exit.CONFIG, "use --sampler ddim"),
+    "unknown quality": (["sample", "RUN", "--quality", "bests"], Exit.CONFIG, "did you mean 'best'"),
+    "unknown spacing": (["sample", "RUN", "--spacing", "cosine"], Exit.CONFIG, "karras"),
+    "unknown threshold": (["sample", "RUN", "--threshold", "off"], Exit.CONFIG, "dynamic"),
     "eta out of range": (["sample", "RUN", "--eta", "2"], Exit.CONFIG, "--eta"),
     "class without classes": (["sample", "RUN", "--class", "cats"], Exit.CONFIG, "without classes"),
     "missing device": (["sample", "RUN", "--device", "cuda:7"], Exit.DEVICE, "cuda:7"),

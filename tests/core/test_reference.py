@@ -122,7 +122,7 @@ def test_forward_process(numbers, schedule):
 @pytest.mark.parametrize("step", [0, 1, 50, 999])
 @pytest.mark.parametrize("noisy", [False, True], ids=["mean", "next"])
 def test_reverse_step(numbers, state, schedule, step, noisy):
-    denoiser = Denoiser(predecessor_network(state, "ema_model."), schedule, clip=False)
+    denoiser = Denoiser(predecessor_network(state, "ema_model."), schedule, threshold="none")
     z = tensor(numbers["noise"])
     steps = ddpm(
         denoiser, tensor(numbers["x"]), [step + 1, step], noise=lambda: z if noisy else 0 * z, variance="beta"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -8,10 +7,12 @@ import torch
 from torch import Tensor
 
 from ddpmctl.core.denoiser import Denoiser
-from ddpmctl.core.samplers import SAMPLERS, VARIANCES, ddim, ddpm, spaced_timesteps
+from ddpmctl.core.samplers import SAMPLERS, VARIANCES, ddim, ddpm, dpm_solver_sde, evaluations
 from ddpmctl.core.schedule import NoiseSchedule
+from ddpmctl.core.spacing import spaced_timesteps
 
 SHAPE = (2, 1, 3, 4)
+SCHEDULE = NoiseSchedule.named("linear", 20)
 
 
 class CountingNet:
@@ -36,7 +37,7 @@ def net() -> CountingNet:
 
 @pytest.fixture
 def denoiser(net) -> Denoiser:
-    return Denoiser(net, NoiseSchedule.named("linear", 20), "x0")
+    return Denoiser(net, SCHEDULE, "x0")
 
 
 def ones() -> Tensor:
@@ -47,49 +48,34 @@ def run(sampler: str, denoiser: Denoiser, grid: list[int], **options: object) ->
     return SAMPLERS[sampler](denoiser, ones(), grid, noise=ones, **options)
 
 
-@pytest.mark.parametrize("timesteps", [2, 3, 10, 57, 100])
-def test_grid_falls_from_T_to_0(timesteps):
-    for steps in range(1, timesteps + 1):
-        grid = spaced_timesteps(timesteps, steps)
-        assert len(grid) == steps + 1
-        assert (grid[0], grid[-1]) == (timesteps, 0)
-        gaps = [t - s for t, s in itertools.pairwise(grid)]
-        assert min(gaps) >= 1
-        assert max(gaps) - min(gaps) <= 1
-        assert all(abs(t - (timesteps - i * timesteps / steps)) <= 0.5 for i, t in enumerate(grid))
-        assert all(type(t) is int for t in grid)
-
-
-@pytest.mark.parametrize("timesteps", [1, 2, 50, 1000])
-def test_full_grid_is_every_step(timesteps):
-    assert spaced_timesteps(timesteps, timesteps) == list(range(timesteps, -1, -1))
-
-
-@pytest.mark.parametrize("steps", [0, -1, 101])
-def test_grid_out_of_range(steps):
-    with pytest.raises(ValueError, match="1 to 100"):
-        spaced_timesteps(100, steps)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampler_is_lazy(sampler, net, denoiser):
+    states = run(sampler, denoiser, spaced_timesteps(SCHEDULE, 5))
+    assert net.indices == []
+    assert next(states).t == 16
+    assert net.indices == ([[19, 19], [15, 15]] if sampler == "heun" else [[19, 19]])
+    assert [state.t for state in states] == [12, 8, 4, 0]
+    visited = (20, 16, 16, 12, 12, 8, 8, 4, 4) if sampler == "heun" else (20, 16, 12, 8, 4)
+    assert net.indices == [[t - 1] * 2 for t in visited]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_sampler_is_lazy(sampler, net, denoiser):
-    states = run(sampler, denoiser, spaced_timesteps(20, 5))
-    assert net.indices == []
-    assert next(states).t == 16
-    assert net.indices == [[19, 19]]
-    assert [state.t for state in states] == [12, 8, 4, 0]
-    assert net.indices == [[t - 1] * 2 for t in (20, 16, 12, 8, 4)]
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_evaluations_are_counted(sampler, steps, net, denoiser):
+    states = list(run(sampler, denoiser, spaced_timesteps(SCHEDULE, steps)))
+    assert len(states) == steps
+    assert len(net.indices) == evaluations(sampler, steps)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("enabled", [True, False])
 def test_grad_mode_of_the_consumer_stays(sampler, enabled, net, denoiser):
     with torch.set_grad_enabled(enabled):
-        states = run(sampler, denoiser, spaced_timesteps(20, 4))
+        states = run(sampler, denoiser, spaced_timesteps(SCHEDULE, 4))
         for state in states:
             assert torch.is_grad_enabled() == enabled
             assert not state.x_t.requires_grad
-        stopped = run(sampler, denoiser, spaced_timesteps(20, 4))
+        stopped = run(sampler, denoiser, spaced_timesteps(SCHEDULE, 4))
         next(stopped)
         stopped.close()
         assert torch.is_grad_enabled() == enabled
@@ -101,7 +87,7 @@ def test_label_reaches_the_network(sampler, net, denoiser):
     label = torch.tensor([3, 1])
     list(run(sampler, denoiser, [20, 10, 0], label=label))
     assert all(given is label for given in net.labels)
-    assert len(net.labels) == 2
+    assert len(net.labels) == evaluations(sampler, 2)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -113,7 +99,13 @@ def test_input_is_not_changed(sampler, denoiser):
 
 @pytest.mark.parametrize(
     ("sampler", "options", "draws"),
-    [(ddpm, {}, 4), (ddpm, {"variance": "posterior"}, 4), (ddim, {}, 0), (ddim, {"eta": 0.3}, 4)],
+    [
+        (ddpm, {}, 4),
+        (ddpm, {"variance": "posterior"}, 4),
+        (ddim, {}, 0),
+        (ddim, {"eta": 0.3}, 4),
+        (dpm_solver_sde, {}, 4),
+    ],
 )
 def test_noise_is_drawn_on_every_step_but_the_last(sampler, options, draws, denoiser):
     drawn = []
@@ -122,13 +114,14 @@ def test_noise_is_drawn_on_every_step_but_the_last(sampler, options, draws, deno
         drawn.append(1)
         return torch.zeros(SHAPE)
 
-    list(sampler(denoiser, ones(), spaced_timesteps(20, 5), noise=noise, **options))
+    list(sampler(denoiser, ones(), spaced_timesteps(SCHEDULE, 5), noise=noise, **options))
     assert len(drawn) == draws
 
 
-def test_ddim_without_eta_ignores_the_noise(denoiser):
-    grid = spaced_timesteps(20, 5)
-    first, second = ([s.x_t for s in ddim(denoiser, ones(), grid, noise=lambda n=n: n * ones())] for n in (1.0, 9.0))
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc", "heun"])
+def test_samplers_of_the_flow_ignore_the_noise(sampler, denoiser):
+    grid, walk = spaced_timesteps(SCHEDULE, 5), SAMPLERS[sampler]
+    first, second = ([s.x_t for s in walk(denoiser, ones(), grid, noise=lambda n=n: n * ones())] for n in (1.0, 9.0))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -152,6 +145,6 @@ def test_every_variance_is_a_choice_of_ddpm(denoiser):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_clipped_estimates_stay_in_range(sampler):
     loud = Denoiser(lambda x, t, y: 50 * torch.ones_like(x), NoiseSchedule.named("cosine", 20), "eps")
-    states = list(run(sampler, loud, spaced_timesteps(20, 20)))
+    states = list(run(sampler, loud, spaced_timesteps(SCHEDULE, 20)))
     assert all(state.x0.abs().max() <= 1 for state in states)
     torch.testing.assert_close(states[-1].x_t, states[-1].x0, rtol=0, atol=1e-5)

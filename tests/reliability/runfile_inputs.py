@@ -268,6 +268,7 @@ KINDS: dict[str, Kind] = {
     "model.num_res_blocks": Whole(1, 64),
     "model.attention_levels": ListOf(Whole(of=(0, 1)), good_most=3),
     "model.dropout": Real(0, 1, without=(1,)),
+    "model.label_dropout": Real(0, 1, without=(1,)),
     "model.norm": Choice(("group", "batch", "instance", "none")),
     "model.norm_groups": Whole(1, 8192, of=(1, 2, 4, 8, 16, 32)),
     "model.activation": Choice(("silu", "relu", "gelu", "mish")),
@@ -293,7 +294,7 @@ KINDS: dict[str, Kind] = {
     "train.keep": Whole(1),
     "train.sample_every": Whole(),
     "train.samples": Whole(1, 1024),
-    "train.sampler": Choice(("ddim", "ddpm")),
+    "train.sampler": Choice(("ddim", "ddpm", "dpm++", "dpm++sde", "unipc", "heun")),
     "train.sample_steps": Whole(1),
     "train.log_every": Whole(1),
     "train.val_every": Whole(),
@@ -368,6 +369,9 @@ def right_files(draw: DrawFn) -> tuple[str, dict[str, object]]:
     """A run file without a fault, and what it says."""
     keys = draw(st.lists(st.sampled_from(list(KINDS)), unique=True, max_size=12))
     given = {key: draw(KINDS[key].good()) for key in keys}
+    if "data.conditional" not in given or not given["data.conditional"].value:
+        keys = [key for key in keys if key != "model.label_dropout"]  # which hides what there must be
+        given.pop("model.label_dropout", None)
     entries = [Entry(key.rpartition(".")[0], key.rpartition(".")[2], given[key].text) for key in keys]
     return draw(rendered(entries)), {key: value for key, (_, value) in given.items()}
 

@@ -294,7 +294,9 @@ def assert_made(line: Line, command: str, here: Path, changed: set[str]) -> bool
         assert told is not None and told["seed"] == number("--seed", "0")
         if command == "sample":
             assert (told["n"], told["steps"]) == (number("-n", "64"), number("--steps", "20"))
-            assert (told["sampler"], told["weights"]) == (last(line, "--sampler", "ddim"), last(line, "--weights", "ema"))
+            row = {"fast": "dpm++", "balanced": "dpm++", "best": "ddpm"}[last(line, "--quality", "balanced")]
+            assert (told["sampler"], told["weights"]) == (last(line, "--sampler", row), last(line, "--weights", "ema"))
+            assert told["threshold"] == last(line, "--threshold", "clip")
     return True
 
 

@@ -121,7 +121,7 @@ def test_samples_come_in_smaller_batches(trained, monkeypatch, capsys, output):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
         yield from plain(denoiser, x_t, *args, **options)
 
-    command = ["sample", str(trained), "-n", "10", "--steps", "4"]
+    command = ["sample", str(trained), "-n", "10", "--sampler", "ddim", "--steps", "4"]
     with monkeypatch.context() as patch:
         patch.setitem(sampling.SAMPLERS, "ddim", narrow)
         assert main([*command, "-o", output]) == 0

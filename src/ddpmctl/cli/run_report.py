@@ -100,6 +100,7 @@ class Meter:
 
 def rehearse(run: Run) -> None:
     """A step and a sample of two steps; report memory and expected time."""
+    from ddpmctl.core.samplers import evaluations
     from ddpmctl.describe import memory_text, time_text
     from ddpmctl.preflight import preflight
     from ddpmctl.training import train_steps
@@ -123,8 +124,8 @@ def rehearse(run: Run) -> None:
     started = time.monotonic()
     for _, state in run.grid.walk(run.average, n, steps):
         state.x_t.cpu()  # waits for the device
-    step_seconds = (time.monotonic() - started) / steps * -(-train.samples // n)
-    grid_seconds = step_seconds * min(train.sample_steps, run.config.diffusion.timesteps)
+    call_seconds = (time.monotonic() - started) / evaluations(train.sampler, steps) * -(-train.samples // n)
+    grid_seconds = call_seconds * evaluations(train.sampler, run.grid.steps)
     every = train.sample_every or train.steps
     grids = -(-train.steps // every) - first // every
     console.note(f"one step: loss {loss:.4f}, {seconds:.3f} s; one grid of {train.samples}: {time_text(grid_seconds)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,11 @@ import typer
 
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
-from ddpmctl.parsing import parse_count, parse_device
+from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
     from ddpmctl.outputs import Sink
-    from ddpmctl.sampling import Model
+    from ddpmctl.sampling import Model, Plan
 
 _HOW = "How"
 _MOST_IMAGES = 10_000_000
@@ -23,12 +24,16 @@ def sample(
     ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, or run folder: its newest one.")],
     n: Annotated[int, typer.Option("-n", metavar="COUNT", help="How many images.", parser=reading(parse_count))] = 64,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help="x.png: a grid; x.gif: noise to image; x.npz: uint8 (N,H,W,C); folder/: a file each.  [default: samples-0.png, -1, ...]")] = None,
-    sampler: Annotated[str, typer.Option(metavar=choices("core.samplers", "SAMPLERS"), help="ddim: few steps; ddpm: as trained.", autocompletion=complete("core.samplers", "SAMPLERS"), rich_help_panel=_HOW)] = "ddim",
-    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps.  [default: ddim 50, ddpm T]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
+    quality: Annotated[str | None, typer.Option(metavar=choices("sampling", "QUALITIES"), help="Sampler, steps and spacing in one word; flags for one of them go before it.  [default: balanced]", autocompletion=complete("sampling", "QUALITIES"), rich_help_panel=_HOW)] = None,
+    sampler: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "SAMPLERS"), help="dpm++, unipc, heun: few steps; ddpm: as trained; dpm++sde: few steps, with noise.  [default: of the quality]", autocompletion=complete("core.samplers", "SAMPLERS"), rich_help_panel=_HOW)] = None,
+    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps, 1 to T.  [default: of the quality; with --sampler alone: ddpm T, ddim 50, heun and dpm++sde 30, others 20]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
+    spacing: Annotated[str | None, typer.Option(metavar=choices("core.spacing", "SPACINGS"), help="Which levels of noise the steps stop at: even in t, sqrt(t), sigma^(1/7) or log-SNR.  [default: of the quality or sampler]", autocompletion=complete("core.spacing", "SPACINGS"), rich_help_panel=_HOW)] = None,
     eta: Annotated[float | None, typer.Option(metavar="0..1", help="Noise that ddim adds at each step.  [default: 0]", rich_help_panel=_HOW)] = None,
     variance: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "VARIANCES"), help="Noise that ddpm adds.  [default: beta]", autocompletion=complete("core.samplers", "VARIANCES"), rich_help_panel=_HOW)] = None,
-    clip: Annotated[bool, switch("--clip/--no-clip", "Keep each estimate of the clean image within [-1, 1].", _HOW)] = True,
+    threshold: Annotated[str, typer.Option(metavar=choices("core.thresholds", "THRESHOLDS"), help="Keep each estimate of the clean image within [-1, 1]: cut, or scaled by its 99.5th percentile.", autocompletion=complete("core.thresholds", "THRESHOLDS"), rich_help_panel=_HOW)] = "clip",
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME|all", help="Class to draw; all: each in turn.  [default: all]", rich_help_panel=_HOW)] = None,
+    guidance: Annotated[float, typer.Option(metavar="W", help="Draw what is more of its class than of others: 1 is none, 2 to 4 much. Needs training with model.label_dropout.", rich_help_panel=_HOW)] = 1.0,
+    guidance_interval: Annotated[str | None, typer.Option(metavar="LO:HI", help="Levels of noise at which to guide, as shares of T.  [default: 0:1]", rich_help_panel=_HOW)] = None,
     seed: Annotated[int, typer.Option(metavar="COUNT", help="Same seed, same images.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once; changes memory, not images.", parser=reading(parse_count))] = 64,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
@@ -46,56 +51,90 @@ def sample(
     """
     from ddpmctl.errors import ConfigError
     from ddpmctl.outputs import Job, choose_output
-    from ddpmctl.rows import nearest, row_names
+    from ddpmctl.rows import row_names
 
-    for flag, value, known in (
-        ("--sampler", sampler, row_names("core.samplers", "SAMPLERS")),
-        ("--variance", variance, (None, *row_names("core.samplers", "VARIANCES"))),
-        ("--weights", weights, ("ema", "raw")),
-        ("--precision", precision, ("fp32", "bf16", "fp16")),
-    ):
-        names = [name for name in known if name]
-        if value not in known:
-            raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(str(value), names)}", "")
-    for flag, number in (
-        ("-n", n),
-        ("--steps", steps),
-        ("--batch-size", batch_size),
-        ("--columns", columns),
-        ("--scale", scale),
-    ):
-        if number is not None and number < 1:
-            raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
-    if n > _MOST_IMAGES:
-        raise ConfigError(f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each")
+    _check_choices({
+        "--quality": (quality, row_names("sampling", "QUALITIES")),
+        "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
+        "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
+        "--variance": (variance, row_names("core.samplers", "VARIANCES")),
+        "--threshold": (threshold, row_names("core.thresholds", "THRESHOLDS")),
+        "--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16")),
+    })  # fmt: skip
+    _check_counts({"-n": n, "--steps": steps, "--batch-size": batch_size, "--columns": columns, "--scale": scale})
     if eta is not None and not 0 <= eta <= 1:
         raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
+    interval = _interval(guidance, guidance_interval)
     path, sink = choose_output(out, overwrite=overwrite)
     from ddpmctl.checkpoint import naming_a_good_one
-    from ddpmctl.sampling import default_steps, load_model, sampler_options
+    from ddpmctl.core.samplers import evaluations
+    from ddpmctl.sampling import load_model, plan, sampler_options
 
-    options = sampler_options(sampler, {"eta": eta, "variance": variance})
+    way = plan(quality, sampler, steps, spacing)
+    options = sampler_options(way.sampler, {"eta": eta, "variance": variance})
     with naming_a_good_one():
-        model = load_model(ckpt, device, weights=weights, clip=clip, precision=precision)
+        model = load_model(ckpt, device, weights=weights, threshold=threshold, precision=precision,
+                           guidance=guidance, interval=interval)  # fmt: skip
     timesteps = model.denoiser.schedule.timesteps
-    steps = steps or default_steps(sampler, timesteps)
-    if steps > timesteps:
+    if steps is not None and steps > timesteps:
         raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
+    steps = way.steps_of(timesteps)
+    way = way._replace(steps=steps)
     labels = _labels(model, class_name, n)
+    guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
     made_with = {
         "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, "n": n, "seed": seed,
-        "sampler": sampler, "steps": steps, **options, "weights": weights, "clip": clip, "precision": model.precision,
+        **way._asdict(), **options, "threshold": threshold, **guided, "weights": weights, "precision": model.precision,
         "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
     }  # fmt: skip
     if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
         columns = len(model.class_names)
     output = sink(Job(path, n, model.image_shape, steps, made_with, columns, scale))
-    console.note(f"{sampler}, {steps} steps, {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
+    told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
+    console.note(f"{way.sampler}, {steps} steps ({evaluations(way.sampler, steps)} evaluations), {way.spacing} spacing,"
+                 f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
                  f" {weights} weights of step {model.step:,}, {model.device}, {model.precision}")  # fmt: skip
     with output as target:
-        _run(model, target, labels, seed=seed, sampler=sampler, options=options, batch_size=min(batch_size, n))
+        _run(model, target, labels, way, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
     return 0
+
+
+def _check_choices(given: dict[str, tuple[str | None, tuple[str, ...]]]) -> None:
+    """Flag -> its value and the names to choose from."""
+    from ddpmctl.errors import ConfigError
+    from ddpmctl.rows import nearest
+
+    for flag, (value, names) in given.items():
+        if value is not None and value not in names:
+            raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(value, names)}", "")
+
+
+def _check_counts(given: dict[str, int | None]) -> None:
+    from ddpmctl.errors import ConfigError
+
+    for flag, number in given.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
+    n = given["-n"] or 0
+    if n > _MOST_IMAGES:
+        raise ConfigError(f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each")
+
+
+def _interval(guidance: float, text: str | None) -> tuple[float, float]:
+    """The shares of T between which to guide."""
+    from ddpmctl.errors import ConfigError
+
+    if not 0 <= guidance < math.inf:
+        raise ConfigError(f"--guidance {guidance}: must be a number of at least 0", "1 is none, 2 to 4 is much")
+    if text is None:
+        return 0.0, 1.0
+    if guidance == 1:
+        raise ConfigError(f"--guidance-interval {text}: there is no guidance", "add --guidance")
+    try:
+        return parse_shares(text)
+    except ValueError as error:
+        raise ConfigError(f"--guidance-interval: {error}", "0:1 is always") from error
 
 
 def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
@@ -110,18 +149,18 @@ def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
 
 
 def _run(
-    model: Model, target: Sink, labels: list[int] | None, *,
-    seed: int, sampler: str, options: dict[str, Any], batch_size: int,
+    model: Model, target: Sink, labels: list[int] | None, way: Plan, *,
+    seed: int, options: dict[str, Any], batch_size: int,
 ) -> None:  # fmt: skip
     """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
     from ddpmctl.core.noise import ImageNoise
-    from ddpmctl.core.samplers import spaced_timesteps
+    from ddpmctl.core.spacing import spaced_timesteps
     from ddpmctl.images import to_uint8
     from ddpmctl.sampling import generate
 
     job, done, finished = target.job, 0, 0
     n, steps = job.n, job.steps
-    left_at = {t: left for left, t in enumerate(reversed(spaced_timesteps(model.denoiser.schedule.timesteps, steps)))}
+    left_at = {t: left for left, t in enumerate(reversed(spaced_timesteps(model.denoiser.schedule, steps, way.spacing)))}
 
     def smaller(size: int) -> None:
         console.warn(f"out of memory: going on with {size} images at once")
@@ -131,8 +170,8 @@ def _run(
         target.add_state(range(n), steps, to_uint8(ImageNoise(seed, range(n), job.shape)()))
     with console.bar("sampling", -(-n // batch_size) * steps) as bar:
         walk = generate(
-            model.denoiser, job.shape, n, seed=seed, sampler=sampler, steps=steps, device=model.device,
-            labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
+            model.denoiser, job.shape, n, seed=seed, sampler=way.sampler, steps=steps, spacing=way.spacing,
+            device=model.device, labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
         )  # fmt: skip
         for done, (images, state) in enumerate(walk, start=1):
             if target.wants_states:

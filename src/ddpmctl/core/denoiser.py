@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from ddpmctl.core.prediction import PREDICTIONS
 from ddpmctl.core.schedule import NoiseSchedule
+from ddpmctl.core.thresholds import THRESHOLDS
 
 
 class Denoiser:
     """``denoiser(x_t, t, label) -> (x0, eps)``.
 
-    ``clip``: limit x0 to [-1, 1] and make eps agree with it. ``autocast``: dtype in which the network computes,
-    None for float32; what goes in and comes out is of the dtype of x_t.
+    ``threshold``: the row of :data:`THRESHOLDS` that keeps x0 within [-1, 1]; eps is made to agree with it.
+    ``autocast``: dtype in which the network computes, None for float32; what goes in and comes out is of the dtype of
+    x_t. ``null_label``: the class that stands for none, where the network has one. ``guidance``: w of :meth:`guided`,
+    1 for none, and ``interval``: its lowest and highest t, as shares of T.
     """
 
     def __init__(
@@ -28,11 +31,18 @@ class Denoiser:
         schedule: NoiseSchedule,
         prediction: str = "eps",
         *,
-        clip: bool = True,
+        threshold: str = "clip",
         autocast: torch.dtype | None = None,
+        null_label: int | None = None,
+        guidance: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
+        """Raises ``ValueError`` for a guidance without a null label."""
+        if guidance != 1 and null_label is None:
+            raise ValueError("guidance needs a network with a null label")
         self.net, self.schedule, self.prediction = net, schedule, PREDICTIONS[prediction]
-        self.clip, self.autocast = clip, autocast
+        self.null_label, self.guidance, self.interval = null_label, guidance, interval
+        self.threshold, self.autocast = THRESHOLDS[threshold], autocast
 
     def output(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> Tensor:
         """What the network says, (B, C, H, W) in the dtype of x_t. ``t``: int or (B,) on the CPU, 1..T."""
@@ -42,6 +52,23 @@ class Denoiser:
             output = self.net(x_t, t_index, label)
         return output.to(x_t.dtype)
 
+    def guided(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> Tensor:
+        """Classifier-free guidance: none + w (label - none), w = ``guidance``. Ho & Salimans 2022, equation 6 (w - 1 there).
+
+        Said of the output, it holds for x0, eps and v alike, which follow from each other by affine maps. Outside of
+        the interval w is 1 (Kynkaanniemi et al. 2024). Both halves go through the network in one batch.
+        """
+        level, (low, high) = torch.as_tensor(t).reshape(-1), self.interval
+        share = level.double() / self.schedule.timesteps
+        inside = (low <= share) & (share <= high)
+        if label is None or self.null_label is None or self.guidance == 1 or not inside.any():
+            return self.output(x_t, t, label)
+        none = torch.full_like(label, self.null_label)
+        both = self.output(torch.cat([x_t, x_t]), level.expand(len(x_t)).repeat(2), torch.cat([label, none]))
+        with_label, without = both.chunk(2)
+        w = torch.where(inside, self.guidance, 1.0).to(x_t.dtype).to(x_t.device).view(-1, 1, 1, 1)
+        return without + w * (with_label - without)
+
     def target(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
         """What the network should say, (B, C, H, W)."""
         return self.prediction.target(x0, eps, *self.schedule.at(t, x0))
@@ -49,8 +76,8 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: int | Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Estimates (x0, eps), each (B, C, H, W), of the clean image and the noise in x_t."""
         signal, noise = self.schedule.at(t, x_t)
-        x0, eps = self.prediction.split(self.output(x_t, t, label), x_t, signal, noise)
-        if self.clip:
-            x0 = x0.clamp(-1, 1)
+        x0, eps = self.prediction.split(self.guided(x_t, t, label), x_t, signal, noise)
+        if self.threshold:
+            x0 = self.threshold(x0)
             eps = (x_t - signal * x0) / noise
         return x0, eps

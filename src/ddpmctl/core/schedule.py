@@ -90,6 +90,13 @@ class NoiseSchedule:
         signal, noise = self.at(t, x0)
         return signal * x0 + noise * eps
 
+    def half_log_snr(self) -> Tensor:
+        """lambda_t = log(sqrt(abar_t) / sqrt(1 - abar_t)), (T+1,) float64; falls with t, infinite at t = 0.
+
+        Lu et al. 2022 (DPM-Solver), section 3.1: the variable in which the sampler's equation is nearly linear.
+        """
+        return (self.alpha_bar.log() - (1 - self.alpha_bar).log()) / 2
+
     def snr_db(self) -> Tensor:
         """Signal-to-noise ratio 10 log10(abar_t / (1 - abar_t)) in dB, (T+1,) float64; infinite at t = 0."""
         return 10 * torch.log10(self.alpha_bar / (1 - self.alpha_bar))
