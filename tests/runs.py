@@ -87,9 +87,10 @@ def assert_same_run(a: Path, b: Path) -> None:
     first, second = state_of(a, last), state_of(b, last)
     for part in ("net", "ema", "optimizer", "scaler", "step", "rollbacks", "window", "data"):
         assert_same(first[part], second[part], part)
-    assert timeless(a) == timeless(b)
+    for row, other in zip(timeless(a), timeless(b), strict=True):
+        assert row == other, f"{row}\n{other}"
     pictures = sorted(path.name for path in (a / "samples").iterdir())
-    assert pictures == sorted(path.name for path in (b / "samples").iterdir())
+    assert pictures == sorted(path.name for path in (b / "samples").iterdir()), pictures
     for name in pictures:
         assert Image.open(a / "samples" / name).tobytes() == Image.open(b / "samples" / name).tobytes(), name
 

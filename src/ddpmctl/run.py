@@ -78,7 +78,7 @@ class Run:
             self.state.load_state_dict(content)
             self._window.restore(content.get("window", []))
             self._watch.in_a_row = int(content.get("bad_in_a_row", 0))
-            self.folder.metrics.unwritten = list(content.get("unwritten", []))
+            self.folder.metrics.wait(content.get("unwritten", []))
             self._planned_step = int(content.get("planned", self.state.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -159,7 +159,6 @@ class Run:
     def _trying(self, file: Path, write: Callable[[], object]) -> Iterator[Notice]:
         """Write something that the run can do without; what goes wrong is a notice, the same thing in a row one."""
         try:
-            self.folder.ready()
             write()
             self._failing.pop(file, None)
         except OutputError as error:
@@ -170,10 +169,12 @@ class Run:
     def _save_when_sound(self) -> Iterator[Event]:
         if self.saved():
             return
-        if self.folder.lost():
-            yield Notice(f"{self.folder.path}: has vanished; what comes from now on goes into a new one")
+        lost = self.folder.lost()
         try:
-            yield Saved(self.save())
+            path = self.save()
+            if lost:
+                yield Notice(f"{self.folder.path}: had vanished; what comes from now on goes into a new one")
+            yield Saved(path)
         except DivergenceError as error:
             yield self._go_back(error.problem)
         except OutputError as error:
@@ -221,6 +222,7 @@ class Run:
         )
 
     def _write_settings(self) -> None:
+        self.folder.ready()
         self.folder.write_text(self.folder.run_file, to_yaml(self.config))
 
     def keep_parts(self, reason: str) -> Iterator[Notice]:
@@ -296,6 +298,7 @@ class Run:
         self._window.restart_clock()
 
     def _plot(self) -> None:
+        self.folder.ready()
         plot.metrics_curve(self.folder.loss_file, self.folder.metrics.read())
 
     def precision(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ddpmctl.files import output_errors, replacing, sync_folder
@@ -63,15 +63,18 @@ class Table:
             if None not in row and None not in row.values() and row.get("step", "").isdecimal() and row.get("loss")
         ]
 
+    def wait(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Of ``rows``, which a checkpoint kept, those wait that have not been written since."""
+        written = {int(row["step"]) for row in self.read()}
+        self.unwritten = [row for row in rows if int(str(row["step"])) not in written]
+
     def forget(self, last: int) -> None:
         """Drop waiting rows past step ``last``."""
         self.unwritten = [row for row in self.unwritten if int(str(row["step"])) <= last]
 
     def cut(self, last: int) -> None:
-        """Drop written rows past step ``last``, and waiting ones that have been written. Raises as :meth:`flush`."""
+        """Drop written rows past step ``last``. Raises as :meth:`flush`."""
         rows = [row for row in self.read() if int(row["step"]) <= last]
-        written = {int(row["step"]) for row in rows}
-        self.unwritten = [row for row in self.unwritten if int(str(row["step"])) not in written]
         if self.path.exists():
             lines = [",".join(COLUMNS), *(",".join(row.values()) for row in rows)]
             with output_errors(self.path), replacing(self.path, check=lambda _: None) as stream:

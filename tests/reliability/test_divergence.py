@@ -229,3 +229,81 @@ def test_a_long_bad_streak_in_fp16_does_not_scale_the_gradients_away(photos, tin
     last = [row for row in rows(Path("r")) if int(row["step"]) > 63]
     assert all(float(row["grad_norm"]) > 0 for row in last)
     assert state_of(Path("r"), 66)["scaler"]["scale"] >= 1
+
+
+def test_within_a_bad_streak_nothing_is_saved_until_it_is_over(photos, tiny, monkeypatch):
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step in (4, 5))
+    assert train(photos, tiny, "r", "--steps", "9", "--set", "train.keep=9") == 0
+    assert steps_saved(Path("r")) == [6, 8, 9]
+
+
+@pytest.mark.parametrize("stopped_at", [5, 6, 7])
+def test_a_rollback_goes_to_the_same_place_whatever_stops_have_saved(photos, tiny, monkeypatch, stopped_at):
+    """Stopped before the divergence (5), or within its bad streak: what was saved then is not what is gone back to."""
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks == 0)
+    keep = ["--set", "train.keep=1", "--set", "train.sample_every=0"]
+    assert train(photos, tiny, "whole", "--steps", "10", *keep) == 0
+    assert train(photos, tiny, "r", "--steps", str(stopped_at), *keep) == 0
+    assert steps_saved(Path("r")) == [4, stopped_at], "the one that was due is kept beside the newest"
+    (Path("r") / "samples" / f"step-{stopped_at:08d}.png").unlink()
+    assert train(photos, tiny, "r", "--steps", "10", "--resume", *keep) == 0
+    assert (Path("r/checkpoints") / f"step-{stopped_at:08d}.pt.aside").exists()
+    assert_same_run(Path("whole"), Path("r"))
+
+
+def test_a_rollback_passes_over_a_damaged_checkpoint_and_says_so(photos, tiny, monkeypatch, capsys):
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step == 10 and rollbacks == 0)
+    plain = training.add_gradients
+
+    def damaging(state, *args):
+        if state.step + 1 == 10:
+            newest = Path("r/checkpoints/step-00000008.pt")
+            newest.write_bytes(newest.read_bytes()[:5000])
+        return plain(state, *args)
+
+    monkeypatch.setattr(training, "add_gradients", damaging)
+    flags = ["--set", "train.bad_steps=1", "--steps", "12"]
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *BASE[2:-1], *flags]) == 0
+    shown = capsys.readouterr().err
+    assert "step-00000008.pt: damaged" in shown and "back to step 4 with half the lr" in shown
+    assert Path("r/checkpoints/step-00000008.pt.aside").stat().st_size == 5000
+    assert [row["step"] for row in rows(Path("r"))] == [str(step) for step in range(1, 13)]
+
+
+def test_a_rollback_on_a_full_disk_waits_with_what_it_has_to_write(photos, tiny, monkeypatch, capsys):
+    """For three tries nothing of metrics.csv can be rewritten; nothing else is written before, and every row comes once."""
+    from ddpmctl.errors import OutputError
+    from ddpmctl.table import Table
+
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks == 0)
+    plain, tries = Table.cut, []
+
+    def cut(self, last):
+        tries.append(last)
+        if 2 <= len(tries) <= 4:  # the first is that of the start
+            raise OutputError(f"{self.path}: cannot be written: No space left on device", "")
+        plain(self, last)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "cut", cut)
+        assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *BASE[:-1], "--steps", "10"]) == 0
+    assert tries == [0, 4, 4, 4, 4]
+    assert "metrics.csv: cannot be written: No space left on device: going on" in capsys.readouterr().err
+    assert train(photos, tiny, "o", "--steps", "10") == 0
+    assert_same_run(Path("r"), Path("o"))
+
+
+def test_a_learning_rate_given_by_hand_is_the_one_that_is_used(photos, tiny, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, lambda step, rollbacks: step > 3 and rollbacks == 0)
+        assert train(photos, tiny, "r", "--steps", "6") == 0
+    command = ["train", "--resume", "r", "--set", "train.log_every=1"]
+    capsys.readouterr()
+    assert main([*command, "--steps", "8"]) == 0
+    assert "from step 6, lr halved once" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--steps", "10", "--lr", "4e-4"]) == 0
+    assert "halved" not in capsys.readouterr().out
+    assert main([*command, "--steps", "12"]) == 0
+    found = [float(row["lr"]) for row in rows(Path("r"))]
+    assert found == [5e-4] * 8 + [4e-4] * 4
+    assert state_of(Path("r"), 12)["rollbacks"] == 1 and state_of(Path("r"), 12)["pardoned"] == 1

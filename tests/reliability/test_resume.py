@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from helpers import write_images
-from runs import rows, state_of, steps_saved
+from runs import assert_same_run, rows, state_of, steps_saved
 
 
 @pytest.fixture
@@ -157,3 +158,43 @@ def test_metrics_that_are_damaged_do_not_keep_a_run_from_going_on(run, damage):
         file.write(damage)
     assert main(["train", "--resume", "r", "--steps", "8", "-q"]) == 0
     assert rows(run)[-1]["step"] == "8"
+
+
+def test_a_run_is_taken_up_from_another_folder(run, tmp_path, monkeypatch):
+    """The images were named by a path that means nothing there."""
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    assert Path(settings["data"]["path"]).is_absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", "--resume", "../r", "--steps", "7", "-q"]) == 0
+    assert steps_saved(tmp_path / "r")[-1] == 7
+
+
+@pytest.mark.parametrize("what", ["validating", "sampling"])
+def test_a_stop_between_two_steps_changes_nothing(photos, tiny, monkeypatch, what):
+    """In the middle of the held-out loss, or of a sample grid: the row and the grid come when the run goes on."""
+    from ddpmctl.cli.run_report import Shown
+    from ddpmctl.events import Busy
+
+    plain = Shown.event
+
+    def stopping(self, bar, event):
+        plain(self, bar, event)
+        if isinstance(event, Busy) and event.what == what and self.run.state.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--set", "data.holdout=0.2", "--set", "train.val_every=4"]
+    assert main([*command, "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Shown, "event", stopping)
+        assert main([*command, "--out", "r"]) == Exit.STOPPED
+    assert steps_saved(Path("r")) == [4] and not Path("r/samples/step-00000004.png").exists()
+    assert main(["train", "--resume", "r", "-q"]) == 0
+    assert_same_run(Path("whole"), Path("r"))
+
+
+def test_metrics_of_another_release_keep_what_both_know(run):
+    text = (run / "metrics.csv").read_text().splitlines()
+    (run / "metrics.csv").write_text("\n".join([text[0] + ",colour", *(line + ",red" for line in text[1:])]) + "\n")
+    assert main(["train", "--resume", "r", "--steps", "8", "-q"]) == 0
+    assert [row["step"] for row in rows(run)] == ["2", "4", "6", "8"]

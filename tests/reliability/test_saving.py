@@ -15,7 +15,7 @@ import pytest
 
 from ddpmctl import checkpoint
 from ddpmctl.cli import main
-from ddpmctl.errors import CheckpointError, Exit
+from ddpmctl.errors import CheckpointError, Exit, OutputError
 from runs import COMMAND, assert_same, assert_whole, rows, state_of, steps_saved, train_process, wait_for
 
 LONG = ["--steps", "1000000", "--set", "train.sample_every=0", "--set", "train.save_every=5", "--set", "train.log_every=1"]
@@ -282,3 +282,80 @@ def test_the_older_checkpoint_goes_only_when_the_newer_one_is_there(
     assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *settings]) == 0
     assert len(saved) == 6 and steps_saved(Path("r")) == [6]
     assert state_of(Path("r"), 6)["step"] == 6
+
+
+def test_nothing_is_written_into_another_run_that_took_the_folders_place(tmp_path: Path, photos: Path, tiny: Path) -> None:
+    run = tmp_path / "run"
+    with train_process(photos, "-c", tiny, "--out", run, *LONG) as process:
+        wait_for(lambda: steps_saved(run), process)
+        run.rename(tmp_path / "moved")
+        assert main(["train", str(photos), "-c", str(tiny), "--out", str(run), "-q"]) == 0
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        rows_moved = rows(tmp_path / "moved")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=3)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == Exit.OUTPUT, printed
+    assert f"{run}: something else stands in its place now" in printed and "Traceback" not in printed
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert rows(tmp_path / "moved") == rows_moved, "nor on in the folder that was taken away"
+    last = steps_saved(tmp_path / "moved")[-1]
+    assert main(["train", "--resume", str(tmp_path / "moved"), "--steps", str(last + 2), "-q"]) == 0
+    assert contiguous(tmp_path / "moved")
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_a_place_to_start_again(small_disk: Path, photos: Path, tiny: Path) -> None:
+    filler = fill(small_disk)
+    command = ["train", str(photos), "-c", str(tiny), "--out", str(small_disk / "run"), "-q"]
+    assert main(command) == Exit.OUTPUT
+    filler.unlink()
+    assert main(command) == 0
+
+
+def test_a_start_that_fails_half_way_leaves_a_run_that_can_be_taken_up(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Path.mkdir
+
+    def mkdir(path: Path, *args: object, **options: object) -> None:
+        if path.name == "checkpoints":
+            raise OSError(28, "No space left on device")
+        plain(path, *args, **options)  # type: ignore[arg-type]
+
+    command = ["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mkdir)
+        assert main(command) == Exit.OUTPUT
+    assert main([*command[:-1], "--resume"]) == 0
+    assert steps_saved(Path("r"))[-1] == 6
+
+
+def test_rows_that_could_not_be_written_at_the_end_come_when_the_run_is_called_again(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddpmctl.table import Table
+
+    def flush(self: Table, *, to_disk: bool = False) -> None:
+        raise OutputError(f"{self.path}: cannot be written: No space left on device", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "flush", flush)
+        assert main(["train", str(photos), "-c", str(tiny), "--out", "r"]) == 0
+    assert capsys.readouterr().err.count("metrics.csv: cannot be written") == 1, "a fault that lasts is told once"
+    assert main(["train", "--resume", "r"]) == 0
+    assert [row["step"] for row in rows(Path("r"))] == ["2", "4", "6"]
+    assert "nothing to do" not in capsys.readouterr().out
+    assert main(["train", "--resume", "r"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_overwrite_leaves_the_run_of_another_program_alone(
+    photos: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("theirs/checkpoints").mkdir(parents=True)
+    Path("theirs/run.yaml").write_text("experiment: 7\n")
+    Path("theirs/checkpoints/model.bin").write_bytes(b"precious")
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "theirs", "--overwrite"]) != 0
+    assert "theirs" in capsys.readouterr().err
+    assert Path("theirs/checkpoints/model.bin").read_bytes() == b"precious"

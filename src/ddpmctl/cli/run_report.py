@@ -38,7 +38,8 @@ def summary(run: Run) -> None:
         every = f"every {train.val_every:,} steps" if train.val_every else "at the end"
         rows.insert(2, ("held out", f"{len(run.validation.held):,} images; val_loss is measured on them {every}"))
     if run.state.step:
-        halved = f", lr halved {run.state.halvings} times after it diverged" if run.state.halvings else ""
+        times = run.state.halvings
+        halved = f", lr halved {'once' if times == 1 else f'{times} times'} after it diverged" if times else ""
         rows.append(("resumed", f"from step {run.state.step:,}{halved}"))
     for name, text in rows:
         console.field(name, text)
