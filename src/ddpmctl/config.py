@@ -169,7 +169,7 @@ class TrainConfig(Section):
     ema_start: Count = Field(2000, description="step at which ema_warmup: copy starts to average")
     ema_every: Positive = Field(1, description="steps between updates of the average")
     save_every: Positive = Field(5000, description="steps between checkpoints")
-    keep: Positive = Field(3, description="newest checkpoints kept; the last is always among them")
+    keep: Positive = Field(3, description="newest checkpoints kept, and the newest that was due by save_every")
     sample_every: Count = Field(1000, description="steps between sample grids; 0: only at the end")
     samples: Annotated[Positive, Field(le=1024)] = Field(36, description="images of a sample grid")
     sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm | dpm++ | dpm++sde | unipc | heun")
