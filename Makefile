@@ -11,7 +11,7 @@ help:
 	@echo "make demo       set up, train on examples/fashion.zip for a few minutes, draw new images: demo.png"
 	@echo "make test       set up, then lint, types and tests"
 	@echo "make test-slow  the long tests too"
-	@echo "make soak       50 kills and the fuzzing of docs/reliability.md: hours"
+	@echo "make soak       100 kills and much fuzzing, see docs/reliability.md: about an hour"
 	@echo "make clean      remove the environment and the demo"
 
 $(READY): pyproject.toml
