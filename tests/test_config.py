@@ -17,6 +17,7 @@ TABLES = {
     "diffusion.schedule": ("core.schedule", "SCHEDULES"),
     "diffusion.prediction": ("core.prediction", "PREDICTIONS"),
     "diffusion.loss": ("core.losses", "LOSSES"),
+    "diffusion.weighting": ("core.losses", "WEIGHTINGS"),
     "model.norm": ("core.unet", "NORMS"),
     "model.activation": ("core.unet", "ACTIVATIONS"),
     "train.optimizer": ("core.optim", "OPTIMIZERS"),

@@ -67,6 +67,7 @@ TimeEmbedding = Annotated[Literal["auto", "none"] | int, BeforeValidator(_parse_
 Schedule = Annotated[str, AfterValidator(_row("core.schedule", "SCHEDULES"))]
 Prediction = Annotated[str, AfterValidator(_row("core.prediction", "PREDICTIONS"))]
 Loss = Annotated[str, AfterValidator(_row("core.losses", "LOSSES"))]
+Weighting = Annotated[str, AfterValidator(_row("core.losses", "WEIGHTINGS"))]
 Norm = Annotated[str, AfterValidator(_row("core.unet", "NORMS"))]
 Activation = Annotated[str, AfterValidator(_row("core.unet", "ACTIVATIONS"))]
 Sampler = Annotated[str, AfterValidator(_row("core.samplers", "SAMPLERS"))]
@@ -113,6 +114,12 @@ class DiffusionConfig(Section):
     schedule: Schedule = Field("linear", description="linear | cosine | sigmoid")
     prediction: Prediction = Field("eps", description="what the network predicts: eps | x0 | v")
     loss: Loss = Field("l2", description="l2 | l1 | huber, t uniform in 1..T")
+    weighting: Weighting = Field(
+        "uniform", description="how much each noise level counts in training: uniform | min_snr | p2"
+    )
+    offset_noise: Annotated[Number, Field(ge=0, le=1)] = Field(
+        0.0, description="share of noise that a whole channel has in common, for dark and bright images; 0.1 is usual"
+    )
 
 
 class ModelConfig(Section):

@@ -159,7 +159,7 @@ def add_gradients(
     When memory runs out, ``state.parts`` is doubled and the step done again from ``buffers``, a copy of the network's:
     the batch stays what it was. Raises the device's own error when one image is too much.
     """
-    step, kind, device = state.step + 1, config.diffusion.loss, next(state.net.parameters()).device
+    step, diffusion, device = state.step + 1, config.diffusion, next(state.net.parameters()).device
     draw = (config.seed, step, state.rollbacks)
     x0, label = batches(step)
     t = torch.randint(1, denoiser.schedule.timesteps + 1, (len(x0),), generator=derived_generator(*draw, "t"))
@@ -167,6 +167,9 @@ def add_gradients(
         hidden = torch.rand(len(label), generator=derived_generator(*draw, "label")) < config.model.label_dropout
         label = label.masked_fill(hidden, denoiser.null_label)
     eps = torch.randn(x0.shape, generator=derived_generator(*draw, "eps"))
+    if diffusion.offset_noise:  # Guttenberg 2023, "Diffusion with offset noise"
+        offset = torch.randn(*x0.shape[:2], 1, 1, generator=derived_generator(*draw, "offset"))
+        eps = eps + diffusion.offset_noise * offset
 
     def accumulate(parts: int) -> Tensor:
         torch.manual_seed(derive_seed(*draw, "dropout"))
@@ -176,7 +179,10 @@ def add_gradients(
             x0.tensor_split(parts), t.tensor_split(parts), eps.tensor_split(parts), labels, strict=True
         ):
             on_device = label_part.to(device) if label_part is not None else None
-            loss = denoising_loss(denoiser, x0_part.to(device), t_part, eps_part.to(device), on_device, loss=kind)
+            loss = denoising_loss(
+                denoiser, x0_part.to(device), t_part, eps_part.to(device), on_device,
+                loss=diffusion.loss, weighting=diffusion.weighting,
+            )  # fmt: skip
             loss = loss * (len(x0_part) / len(x0))
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()

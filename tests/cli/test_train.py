@@ -378,3 +378,32 @@ def test_bad_input_is_one_clear_error_before_any_work(case, tmp_path, capsys):
 def test_a_read_only_folder_is_a_clear_error(photos, tiny):
     Path("locked").mkdir(mode=0o500)
     assert main(["train", str(photos), "-c", str(tiny), "--out", "locked/run"]) == Exit.OUTPUT
+
+
+def test_offset_noise_is_common_to_a_channel_and_follows_from_the_seed(photos, tiny, monkeypatch):
+    from ddpmctl import training
+
+    plain, seen = training.denoising_loss, []
+
+    def spy(denoiser, x0, t, eps, label, **options):
+        seen.append(eps)
+        return plain(denoiser, x0, t, eps, label, **options)
+
+    monkeypatch.setattr(training, "denoising_loss", spy)
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--steps", "2", "--set", "train.sample_every=0"]
+    assert main([*command, "--out", "without"]) == 0
+    without, seen[:] = list(seen), []
+    assert main([*command, "--out", "with", "--set", "diffusion.offset_noise=0.2"]) == 0
+    for plain_eps, eps in zip(without, seen, strict=True):
+        offset = eps - plain_eps
+        assert torch.allclose(offset, offset[:, :, :1, :1].expand_as(offset), atol=1e-6)
+        assert 0.05 < offset[:, :, 0, 0].std() < 0.5 and offset[:, :, 0, 0].unique().numel() == offset[:, :, 0, 0].numel()
+
+
+def test_a_weighting_changes_training_and_not_the_held_out_loss(photos, tiny):
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--steps", "1", "--set", "data.holdout=0.2", "--set", "train.sample_every=0"]
+    assert main([*command, "--out", "uniform"]) == 0
+    assert main([*command, "--out", "weighted", "--set", "diffusion.weighting=p2"]) == 0
+    [uniform], [weighted] = rows(Path("uniform")), rows(Path("weighted"))
+    assert float(weighted["loss"]) < float(uniform["loss"]), "weights of eps are at most 1"
+    assert float(weighted["val_loss"]) == pytest.approx(float(uniform["val_loss"]), rel=0.01)

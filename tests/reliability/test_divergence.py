@@ -45,9 +45,9 @@ def test_images_that_are_no_numbers_do_not_reach_batch_norm(photos, tiny, monkey
     """Here the forward pass itself is spoilt, and with it the statistics that batch norm gathers."""
     plain = training.denoising_loss
 
-    def spoilt(denoiser, x0, t, eps, label=None, *, loss):
+    def spoilt(denoiser, x0, t, eps, label=None, **options):
         bad = spoilt.step == 3
-        return plain(denoiser, x0 * (math.nan if bad else 1), t, eps, label, loss=loss)
+        return plain(denoiser, x0 * (math.nan if bad else 1), t, eps, label, **options)
 
     draw = training.add_gradients
 

@@ -24,10 +24,10 @@ def no_room_above(monkeypatch: pytest.MonkeyPatch, most: int, *, after_step: int
     plain, draw = training.denoising_loss, training.add_gradients
     now = {"step": 0}
 
-    def loss(denoiser, x0, t, eps, label=None, *, loss):
+    def loss(denoiser, x0, t, eps, label=None, **options):
         if len(x0) > most and now["step"] > after_step:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
-        return plain(denoiser, x0, t, eps, label, loss=loss)
+        return plain(denoiser, x0, t, eps, label, **options)
 
     def counted(state, *args):
         now["step"] = state.step

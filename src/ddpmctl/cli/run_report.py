@@ -28,7 +28,9 @@ def summary(run: Run) -> None:
         ("", f"as {height}x{width}, {'grey' if channels == 1 else 'RGB' if channels == 3 else 'RGBA'}, fit {config.data.fit}"
              + (", mirrored at random" if config.data.hflip else "")),
         ("model", f"UNet, {count_text(parameters)} parameters, {kind}"),
-        ("diffusion", f"T = {diffusion.timesteps:,}, {diffusion.schedule} schedule, predicts {diffusion.prediction}, {diffusion.loss} loss"),
+        ("diffusion", f"T = {diffusion.timesteps:,}, {diffusion.schedule} schedule, predicts {diffusion.prediction}, {diffusion.loss} loss"
+             + (f" weighted by {diffusion.weighting}" if diffusion.weighting != "uniform" else "")
+             + (f", offset noise {diffusion.offset_noise:g}" if diffusion.offset_noise else "")),
         ("device", f"{device_text(run.device)}, {run.precision()}"),
         ("training", f"{train.steps:,} steps of {train.batch_size} images = {epochs:,.1f} epochs, {train.optimizer} lr {train.lr:g}"),
         ("saved to", f"{run.folder.path}  (checkpoint every {train.save_every:,} steps, "

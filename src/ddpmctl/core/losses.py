@@ -4,24 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddpmctl.core.denoiser import Denoiser
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "l2": F.mse_loss,
     "l1": F.l1_loss,
     "huber": F.huber_loss,
 }
 
 
-def denoising_loss(
-    denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None, *, loss: str = "l2"
-) -> Tensor:
-    """Mean loss over the batch, a float32 scalar. Ho et al. 2020, equation 14 (for l2 and eps).
+def min_snr(snr: Tensor) -> Tensor:
+    """min(SNR, 5) / SNR: levels with little noise, of which there are many, no longer drown the others.
 
-    ``x0``, ``eps``: (B, C, H, W); ``t``: (B,) on the CPU, 1..T; ``label``: (B,) or None.
+    Hang et al. 2023 (Min-SNR-gamma), section 3.4.
+    """
+    return snr.clamp(max=5) / snr
+
+
+def p2(snr: Tensor) -> Tensor:
+    """1 / (1 + SNR): less on the last, imperceptible details. Choi et al. 2022 (P2), equation 8 with k = gamma = 1."""
+    return 1 / (1 + snr)
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "uniform": None,
+    "min_snr": min_snr,
+    "p2": p2,
+}
+"""How much a level counts by its SNR, as a factor on the squared error of eps, whatever the network predicts.
+
+``uniform``: every level counts the same in the network's own target, which is something else for each prediction.
+"""
+
+
+def level_weights(denoiser: Denoiser, t: Tensor, weighting: str) -> Tensor:
+    """Factors (B,) float64 on the loss in the network's own target at levels ``t``, (B,) on the CPU, 1..T."""
+    of_snr, alpha_bar = WEIGHTINGS[weighting], denoiser.schedule.alpha_bar[t]
+    snr = alpha_bar / (1 - alpha_bar)
+    return torch.ones_like(snr) if of_snr is None else of_snr(snr) * denoiser.prediction.weight(snr)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    label: Tensor | None = None,
+    *,
+    loss: str = "l2",
+    weighting: str = "uniform",
+) -> Tensor:
+    """Mean loss over the batch, a float32 scalar. Ho et al. 2020, equation 14 (for l2, eps and uniform).
+
+    ``x0``, ``eps``: (B, C, H, W); ``t``: (B,) on the CPU, 1..T; ``label``: (B,) or None. ``loss`` is a row of
+    :data:`LOSSES`, ``weighting`` one of :data:`WEIGHTINGS`.
     """
     x_t = denoiser.schedule.q_sample(x0, t, eps)
-    return LOSSES[loss](denoiser.output(x_t, t, label), denoiser.target(x0, t, eps))
+    output, target = denoiser.output(x_t, t, label), denoiser.target(x0, t, eps)
+    if WEIGHTINGS[weighting] is None:
+        return LOSSES[loss](output, target)
+    each = LOSSES[loss](output, target, reduction="none").flatten(1).mean(1)
+    return (each * level_weights(denoiser, t, weighting).to(each)).mean()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -16,10 +17,12 @@ class Prediction(NamedTuple):
 
     ``target(x0, eps, signal, noise)`` is what the network should give;
     ``split(output, x_t, signal, noise)`` turns its output into (x0, eps).
+    ``weight(snr)``: so many times the squared error of the output is the squared error of eps, with snr = a^2 / s^2.
     """
 
     target: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     split: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    weight: Callable[[Tensor], Tensor]
 
 
 def eps_target(x0: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
@@ -52,8 +55,23 @@ def v_split(output: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> tuple
     return signal * x_t - noise * output, noise * x_t + signal * output
 
 
+def eps_weight(snr: Tensor) -> Tensor:
+    """It is the same error."""
+    return torch.ones_like(snr)
+
+
+def x0_weight(snr: Tensor) -> Tensor:
+    """An error e of eps is one of -e s / a of x0."""
+    return snr
+
+
+def v_weight(snr: Tensor) -> Tensor:
+    """An error e of eps is one of e / a of v, since a^2 + s^2 = 1."""
+    return snr / (1 + snr)
+
+
 PREDICTIONS: dict[str, Prediction] = {
-    "eps": Prediction(eps_target, eps_split),
-    "x0": Prediction(x0_target, x0_split),
-    "v": Prediction(v_target, v_split),
+    "eps": Prediction(eps_target, eps_split, eps_weight),
+    "x0": Prediction(x0_target, x0_split, x0_weight),
+    "v": Prediction(v_target, v_split, v_weight),
 }
