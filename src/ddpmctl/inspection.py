@@ -148,7 +148,7 @@ def inspect_picture(path: Path) -> Facts:
     return facts
 
 
-_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "class", "seed", "weights", "precision", "columns", "scale")
+_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "init", "strength", "class", "seed", "weights", "precision", "columns", "scale")
 
 
 def command_of(made_with: Facts, path: Path) -> str | None:

@@ -12,7 +12,7 @@ from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import derive_seed
 from ddpmctl.events import Busy
 from ddpmctl.images import grid, to_uint8
-from ddpmctl.sampling import Generated, generate
+from ddpmctl.sampling import USUAL, Generated, generate
 
 
 class Preview:
@@ -27,8 +27,9 @@ class Preview:
     def walk(self, denoiser: Denoiser, n: int, steps: int) -> Iterator[Generated]:
         """Denoise the first ``n`` images of the grid; yields every step."""
         labels = [i % self.classes for i in range(n)] if self.classes else None
+        way = USUAL[self.train.sampler]._replace(steps=steps)
         return generate(
-            denoiser, self.shape, n, seed=self.seed, sampler=self.train.sampler, steps=steps, device=self.device,
+            denoiser, self.shape, n, seed=self.seed, way=way, device=self.device,
             labels=labels, batch_size=min(n, self.batch_size), on_smaller=self._smaller,
         )  # fmt: skip
 

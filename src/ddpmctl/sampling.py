@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ddpmctl import checkpoint, runfolder
 from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision
@@ -16,6 +17,7 @@ from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import SAMPLERS, SampleStep
+from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.core.spacing import spaced_timesteps
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.memory import free_cached, out_of_memory
@@ -186,16 +188,37 @@ def plan(quality: str | None, sampler: str | None, steps: int | None, spacing: s
     return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
 
 
+class Start(NamedTuple):
+    """An image to start from in place of noise: ``pixels`` (C, H, W) in [-1, 1], and how much of it is to change.
+
+    ``strength`` in (0, 1] is the share of the steps that are taken, from their noise level on: at 1 next to
+    nothing of the image is left. Meng et al. 2022 (SDEdit), algorithm 1.
+    """
+
+    pixels: Tensor
+    strength: float
+
+    def noised(self, schedule: NoiseSchedule, t: int, eps: Tensor) -> Tensor:
+        """The image at level ``t`` under each noise of ``eps`` (B, C, H, W)."""
+        return schedule.q_sample(self.pixels.to(eps).expand_as(eps), t, eps)
+
+
+def levels(schedule: NoiseSchedule, way: Plan, start: Start | None = None) -> list[int]:
+    """The noise levels that a sample goes through: from T, or from where ``start`` has it begin, to 0."""
+    grid = spaced_timesteps(schedule, way.steps_of(schedule.timesteps), way.spacing)
+    taken = max(1, round((len(grid) - 1) * start.strength)) if start else len(grid) - 1
+    return grid[-taken - 1 :]
+
+
 def generate(
     denoiser: Denoiser,
     shape: tuple[int, int, int],
     n: int,
     *,
     seed: int,
-    sampler: str,
-    steps: int,
+    way: Plan,
     device: torch.device,
-    spacing: str | None = None,
+    start: Start | None = None,
     labels: Sequence[int] | None = None,
     batch_size: int = 64,
     options: dict[str, Any] | None = None,
@@ -203,24 +226,25 @@ def generate(
 ) -> Iterator[Generated]:
     """Make ``n`` images of ``shape`` (C, H, W), yielding after every step of every batch.
 
-    Image i depends on (seed, i) alone. ``spacing``: None: the sampler's usual one. ``labels``: a class for each image. A batch is finished where ``state.t`` is 0.
+    Image i depends on (seed, i) alone. ``labels``: a class for each image. A batch is finished where ``state.t`` is 0.
     When memory runs out, the batch is begun again with half its images, and ``on_smaller`` is told how many they are;
     raises the device's own error when one image is too much.
     """
-    grid = spaced_timesteps(denoiser.schedule, steps, spacing or USUAL[sampler].spacing)
+    grid = levels(denoiser.schedule, way, start)
 
     def walk(images: range) -> Iterator[Generated]:
         noise = ImageNoise(seed, images, shape, device)
         label = torch.tensor([labels[i] for i in images], device=device) if labels is not None else None
-        for state in SAMPLERS[sampler](denoiser, noise(), grid, noise=noise, label=label, **(options or {})):
+        x_t = start.noised(denoiser.schedule, grid[0], noise()) if start else noise()
+        for state in SAMPLERS[way.sampler](denoiser, x_t, grid, noise=noise, label=label, **(options or {})):
             yield Generated(images, state)
 
-    start = 0
-    while start < n:
-        images = range(start, min(start + batch_size, n))
+    done = 0
+    while done < n:
+        images = range(done, min(done + batch_size, n))
         try:
             yield from walk(images)
-            start = images.stop
+            done = images.stop
             continue
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or len(images) == 1:

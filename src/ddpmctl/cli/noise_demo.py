@@ -14,8 +14,8 @@ from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
     from ddpmctl.core.schedule import NoiseSchedule
+    from ddpmctl.data.picture import Picture
     from ddpmctl.noise_demo.demo import Demo, Estimator
-    from ddpmctl.noise_demo.picture import Picture
     from ddpmctl.sampling import Model
 
 _SCHEDULES = ("core.schedule", "SCHEDULES")
@@ -86,9 +86,9 @@ def noise_demo(
     Example: `ddpmctl noise-demo cat.jpg -o cat.gif --schedule linear --schedule cosine`
     """
     from ddpmctl import plot
+    from ddpmctl.data.picture import Picture
     from ddpmctl.errors import ConfigError
     from ddpmctl.images import save_gif, save_png
-    from ddpmctl.noise_demo.picture import Picture
     from ddpmctl.runfile import flag_layer, resolve
 
     animated = _check_output(output, image, overwrite)

@@ -13,8 +13,9 @@ from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
+    from ddpmctl.data.picture import Picture
     from ddpmctl.outputs import Sink
-    from ddpmctl.sampling import Model, Plan
+    from ddpmctl.sampling import Model, Plan, Start
 
 _HOW = "How"
 _MOST_IMAGES = 10_000_000
@@ -34,6 +35,8 @@ def sample(
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME|all", help="Class to draw; all: each in turn.  [default: all]", rich_help_panel=_HOW)] = None,
     guidance: Annotated[float, typer.Option(metavar="W", help="Draw what is more of its class than of others: 1 is none, 2 to 4 much. Needs training with model.label_dropout.", rich_help_panel=_HOW)] = 1.0,
     guidance_interval: Annotated[str | None, typer.Option(metavar="LO:HI", help="Levels of noise at which to guide, as shares of T.  [default: 0:1]", rich_help_panel=_HOW)] = None,
+    init: Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Start from a picture, noised, in place of pure noise: -n variations of it.", rich_help_panel=_HOW)] = None,
+    strength: Annotated[float | None, typer.Option(metavar="0..1", help="How much of --init changes: the share of the steps that are taken.  [default: 0.6]", rich_help_panel=_HOW)] = None,
     seed: Annotated[int, typer.Option(metavar="COUNT", help="Same seed, same images.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once; changes memory, not images.", parser=reading(parse_count))] = 64,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
@@ -65,10 +68,11 @@ def sample(
     if eta is not None and not 0 <= eta <= 1:
         raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
     interval = _interval(guidance, guidance_interval)
+    picture, strength = _picture(init, strength)
     path, sink = choose_output(out, overwrite=overwrite)
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.core.samplers import evaluations
-    from ddpmctl.sampling import load_model, plan, sampler_options
+    from ddpmctl.sampling import levels, load_model, plan, sampler_options
 
     way = plan(quality, sampler, steps, spacing)
     options = sampler_options(way.sampler, {"eta": eta, "variance": variance})
@@ -81,21 +85,26 @@ def sample(
     steps = way.steps_of(timesteps)
     way = way._replace(steps=steps)
     labels = _labels(model, class_name, n)
+    start = _start(picture, strength, model)
+    taken = len(levels(model.denoiser.schedule, way, start)) - 1
     guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
     made_with = {
         "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, "n": n, "seed": seed,
         **way._asdict(), **options, "threshold": threshold, **guided, "weights": weights, "precision": model.precision,
         "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
+        **({"init": str(init), "strength": strength} if start else {}),
     }  # fmt: skip
     if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
         columns = len(model.class_names)
-    output = sink(Job(path, n, model.image_shape, steps, made_with, columns, scale))
+    output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale))
     told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
-    console.note(f"{way.sampler}, {steps} steps ({evaluations(way.sampler, steps)} evaluations), {way.spacing} spacing,"
+    some = f"the last {taken} of {steps} steps" if start else f"{steps} steps"
+    told = f" from {init} at strength {strength:g}," * bool(start) + told
+    console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, taken)} evaluations), {way.spacing} spacing,"
                  f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
                  f" {weights} weights of step {model.step:,}, {model.device}, {model.precision}")  # fmt: skip
     with output as target:
-        _run(model, target, labels, way, seed=seed, options=options, batch_size=min(batch_size, n))
+        _run(model, target, labels, way, start, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
     return 0
 
@@ -137,6 +146,31 @@ def _interval(guidance: float, text: str | None) -> tuple[float, float]:
         raise ConfigError(f"--guidance-interval: {error}", "0:1 is always") from error
 
 
+def _picture(init: Path | None, strength: float | None) -> tuple[Picture | None, float]:
+    """The picture to start from, and the strength."""
+    from ddpmctl.data.picture import Picture
+    from ddpmctl.errors import ConfigError
+
+    if strength is not None and init is None:
+        raise ConfigError(f"--strength {strength}: there is no picture to change", "add --init")
+    if strength is not None and not 0 < strength <= 1:
+        raise ConfigError(f"--strength {strength}: must be above 0, and at most 1", "0.3 changes little, 0.8 much")
+    return (Picture(init) if init else None), 0.6 if strength is None else strength
+
+
+def _start(picture: Picture | None, strength: float, model: Model) -> Start | None:
+    """The picture as the model's own images are: of their size, channels and fit."""
+    from ddpmctl.images import from_uint8
+    from ddpmctl.sampling import Start
+
+    if picture is None:
+        return None
+    channels, height, width = model.image_shape
+    data = model.config.data
+    pixels = picture.pixels((height, width), channels, fit=data.fit, background=data.background)
+    return Start(from_uint8(pixels), strength)
+
+
 def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
     """A class number for each image: the one asked for, or all in turn."""
     if class_name is not None and class_name != "all":
@@ -149,29 +183,31 @@ def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
 
 
 def _run(
-    model: Model, target: Sink, labels: list[int] | None, way: Plan, *,
+    model: Model, target: Sink, labels: list[int] | None, way: Plan, start: Start | None, *,
     seed: int, options: dict[str, Any], batch_size: int,
 ) -> None:  # fmt: skip
     """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
     from ddpmctl.core.noise import ImageNoise
-    from ddpmctl.core.spacing import spaced_timesteps
     from ddpmctl.images import to_uint8
-    from ddpmctl.sampling import generate
+    from ddpmctl.sampling import generate, levels
 
     job, done, finished = target.job, 0, 0
     n, steps = job.n, job.steps
-    left_at = {t: left for left, t in enumerate(reversed(spaced_timesteps(model.denoiser.schedule, steps, way.spacing)))}
+    schedule = model.denoiser.schedule
+    grid = levels(schedule, way, start)
+    left_at = {t: left for left, t in enumerate(reversed(grid))}
 
     def smaller(size: int) -> None:
         console.warn(f"out of memory: going on with {size} images at once")
         bar.set_total(done + -(-(n - finished) // size) * steps)
 
     if target.wants_states:
-        target.add_state(range(n), steps, to_uint8(ImageNoise(seed, range(n), job.shape)()))
+        noise = ImageNoise(seed, range(n), job.shape)()
+        target.add_state(range(n), steps, to_uint8(start.noised(schedule, grid[0], noise) if start else noise))
     with console.bar("sampling", -(-n // batch_size) * steps) as bar:
         walk = generate(
-            model.denoiser, job.shape, n, seed=seed, sampler=way.sampler, steps=steps, spacing=way.spacing,
-            device=model.device, labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
+            model.denoiser, job.shape, n, seed=seed, way=way,
+            device=model.device, start=start, labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
         )  # fmt: skip
         for done, (images, state) in enumerate(walk, start=1):
             if target.wants_states:

@@ -1,4 +1,4 @@
-"""The picture of the demo: from a file to uint8 pixels, with errors that name the file."""
+"""One picture that is given by name: from a file to uint8 pixels, with errors that name the file."""
 
 from __future__ import annotations
 
