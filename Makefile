@@ -41,7 +41,7 @@ types: $(READY)
 
 unit: $(READY)
 	@echo "== tests"
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow or not slow"

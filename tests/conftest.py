@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +21,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+_tried: Counter[str] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """How many random inputs there were, told to the process that reports where tests run in several."""
+    _tried.update(getattr(sys.modules.get("fuzzing"), "TRIED", {}))
+    getattr(session.config, "workeroutput", {})["tried"] = dict(_tried)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended."""
+    _tried.update(getattr(node, "workeroutput", {}).get("tried", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many random inputs there were, if there were any."""
-    tried = getattr(sys.modules.get("fuzzing"), "TRIED", None)
-    if tried:
+    if tried := _tried:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in tried.items())
         terminalreporter.write_line(f"fuzzing: {tried.total():,} inputs tried ({kinds})")
 

@@ -20,7 +20,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("t", [1, 2, 10, 250, 500, 900])
 def test_split_undoes_target(prediction, schedule, t):
     noise_schedule = NoiseSchedule.named(schedule, 1000)
-    target, split = PREDICTIONS[prediction]
+    target, split, _ = PREDICTIONS[prediction]
     x0, eps = pair()
     signal, noise = noise_schedule.at(t, x0)
     found = split(target(x0, eps, signal, noise), signal * x0 + noise * eps, signal, noise)
@@ -32,7 +32,7 @@ def test_split_undoes_target(prediction, schedule, t):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_round_trip_to_twelve_digits(prediction):
-    target, split = PREDICTIONS[prediction]
+    target, split, _ = PREDICTIONS[prediction]
     x0, eps = pair()
     for angle in torch.linspace(0.01, math.pi / 2 - 0.01, 50, dtype=torch.float64):
         signal, noise = angle.cos(), angle.sin()
