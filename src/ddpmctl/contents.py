@@ -121,9 +121,16 @@ class _Content(_Part):
     rollbacks: Count = 0
     pardoned: Count = 0
     planned: Count = 0
+    void_after: Count | None = None
     window: list[Annotated[list[float | bool], Field(min_length=4, max_length=4)]] = []
     bad_in_a_row: Count = 0
     unwritten: list[Annotated[dict[str, Any], AfterValidator(_row)]] = []
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> _Content:
+        if self.planned > self.step or self.pardoned > self.rollbacks:
+            raise ValueError("planned, step, pardoned and rollbacks do not fit each other")
+        return self
 
     @model_validator(mode="after")
     def _moments_fit(self) -> _Content:

@@ -77,7 +77,7 @@ def metrics_curve(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         points = [(int(row["step"]), float(row["loss"])) for row in rows]
         held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
         loss_curve(path, points, held_out)
-    except (ImportError, RuntimeError, ValueError, MemoryError, OSError, TypeError, AttributeError) as error:
+    except (ImportError, RuntimeError, ValueError, MemoryError, OSError, TypeError, AttributeError, ArithmeticError) as error:
         raise OutputError(f"{path}: cannot be drawn: {error}") from error
 
 

@@ -66,6 +66,7 @@ class Run:
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
         self._window, self._begun = Window(), False
         self._saved_step = self._planned_step = self._tried_step = 0
+        self._saved_pending = False
         self._failing: dict[Path, str] = {}
 
     def _new_net(self) -> torch.nn.Module:
@@ -78,6 +79,7 @@ class Run:
             self.state.load_state_dict(content)
             self._window.restore(content.get("window", []))
             self._watch.in_a_row = int(content.get("bad_in_a_row", 0))
+            self.folder.metrics.void_after = content.get("void_after")
             self.folder.metrics.wait(content.get("unwritten", []))
             self._planned_step = int(content.get("planned", self.state.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -85,13 +87,14 @@ class Run:
                 f"{path}: does not fit this run", "resume with the settings it was made with"
             ) from error
         self._saved_step, self._tried_step = self.state.step, self._planned_step
+        self._saved_pending = not self._window.empty()
 
     def begin(self) -> None:
         """Make the run folder, and forget what lies past the step to go on from. Raises :class:`OutputError`."""
         self.folder.create(to_yaml(self.config))
-        self._begun = True
         self.folder.write_bad_images(self.dataset.report.bad)
         self._rewind()
+        self._begun = True
 
     def _rewind(self) -> None:
         # A stop before the row of its step was written leaves that row to the next stretch, which may be killed too.
@@ -112,7 +115,7 @@ class Run:
             self._watch.add(done)
             self._window.add(done)
             if self._watch.diverged():
-                yield self._go_back(self._watch.problem())
+                yield from self._go_back(self._watch.problem())
                 continue
             if self.state.parts != self.config.train.grad_accum:
                 yield from self.keep_parts("out of memory")
@@ -166,19 +169,23 @@ class Run:
                 yield Notice(f"{error.problem}: going on, it is tried again later")
             self._failing[file] = error.problem
 
-    def _save_when_sound(self) -> Iterator[Event]:
+    def stop(self) -> Iterator[Event]:
+        """Save the present step, unless it is; raises :class:`OutputError` when that fails."""
+        yield from self._save_when_sound(last=True)
+
+    def _save_when_sound(self, *, last: bool = False) -> Iterator[Event]:
         if self.saved():
             return
         lost = self.folder.lost()
         try:
             path = self.save()
             if lost:
-                yield Notice(f"{self.folder.path}: had vanished; what comes from now on goes into a new one")
+                yield Notice(f"{self.folder.path}: was moved, deleted or unlocked, and is taken up again under that name")
             yield Saved(path)
         except DivergenceError as error:
-            yield self._go_back(error.problem)
+            yield from self._go_back(error.problem)
         except OutputError as error:
-            if self._at_end():
+            if last or self._at_end():
                 raise
             yield Notice(f"{error.problem}: going on, the next try is in {self.config.train.save_every:,} steps")
         else:
@@ -188,7 +195,7 @@ class Run:
         """Delete checkpoints that are no longer needed; raises :class:`OutputError`."""
         self.folder.prune(self.config.train.keep, self._planned_step)
 
-    def _go_back(self, problem: str) -> Notice:
+    def _go_back(self, problem: str) -> Iterator[Event]:
         """Back to the newest good checkpoint, or to the start, with other draws and half the learning rate."""
         train, state = self.config.train, self.state
         rollbacks, pardoned, lr = state.rollbacks, state.pardoned, state.optimizer.param_groups[0]["lr"]
@@ -199,6 +206,9 @@ class Run:
                 f"training diverged{after}: {problem}; lr {lr:.2g}",
                 advice(state.step, precision_name(self.autocast), train.grad_clip, again),
             )
+        if self.folder.lost():
+            raise DivergenceError(f"training diverged: {problem}; and its folder was moved away, deleted or replaced",
+                                  f"bring back {self.folder.path}")  # fmt: skip
         unreadable: list[str] = []
         # Not what a stop has added, so that stopping and going on changes nothing here either.
         found = self.folder.newest_good(unreadable.append, planned=True)
@@ -212,14 +222,16 @@ class Run:
             state.restart(self._new_net())
             self._window.restore([])
             self._saved_step = self._planned_step = self._tried_step = 0
+            self._saved_pending = False
         state.rollbacks, state.pardoned = rollbacks + 1, pardoned
         self._watch.reset()
         with suppress(OutputError):  # the folder does it before it writes anything else
             self._rewind()
-        return Notice(
+        yield Notice(
             "; ".join([problem, *unreadable])
             + f": back to step {state.step:,} with half the lr, {state.halvings} of {train.max_rollbacks} times"
         )
+        yield from self._account()  # a stop may have come before the row of that step
 
     def _write_settings(self) -> None:
         self.folder.ready()
@@ -229,9 +241,9 @@ class Run:
         """The batch has been cut into more parts, for ``reason``: say so, and keep that for a resumed run."""
         train = self.config.train.model_copy(update={"grad_accum": self.state.parts})
         self.config = self.config.model_copy(update={"train": train})
-        yield Notice(f"{reason}: a batch of {train.batch_size} goes in {train.grad_accum} parts, and stays one batch")
         if self._begun:
             yield from self._trying(self.folder.run_file, self._write_settings)
+        yield Notice(f"{reason}: a batch of {train.batch_size} goes in {train.grad_accum} parts, and stays one batch")
 
     def _log(self, result: Validated | None) -> None:
         epoch = self.batches.epoch_of(self.state.step)
@@ -248,7 +260,9 @@ class Run:
         if planned := self._checkpoint_is_due():
             self._tried_step = self.state.step
         if self.folder.lost():
-            self.folder.retake()
+            self.folder.retake(self.state.step)
+            self._begun = False
+        if not self._begun:
             self.begin()
         self.folder.ready()
         with suppress(OutputError):  # rows that cannot be written go into the checkpoint instead
@@ -264,14 +278,17 @@ class Run:
             "window": self._window.to_list(),
             "bad_in_a_row": self._watch.in_a_row,
             "unwritten": [dict(row) for row in self.folder.metrics.unwritten],
+            "void_after": self.folder.metrics.void_after,
             "planned": newest_planned,
         })  # fmt: skip
         self._saved_step, self._planned_step = self.state.step, newest_planned
+        self._saved_pending = not self._window.empty()
+        self.folder.note_saved()
         return path
 
     def saved(self) -> bool:
-        """Whether the last checkpoint is of the present step."""
-        return self._saved_step == self.state.step
+        """Whether the last checkpoint is of the present step, and the very last one not of a row that is written since."""
+        return self._saved_step == self.state.step and not (self._at_end() and self._saved_pending and self._window.empty())
 
     def validate(self) -> Generator[Event, None, Validated]:
         """The loss of the averaged weights on held-out images; needs some."""

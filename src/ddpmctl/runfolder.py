@@ -6,6 +6,7 @@
     runs/NAME/metrics.csv           one row every log_every steps
     runs/NAME/loss.png              the loss curve (with the plot extra)
     runs/NAME/bad-images.csv        images that could not be read, if any
+    runs/NAME/.saved                there once there was a checkpoint
     runs/NAME/.lock                 held by the process that trains; one that a dead process left means nothing
     runs/NAME/samples/step-*.png    grids from the same noise
     runs/NAME/checkpoints/step-*.pt the newest ones; *.pt.aside: one that could not be read, or that a run went back from
@@ -16,8 +17,8 @@ from __future__ import annotations
 import csv
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from ddpmctl.files import output_errors, replacing, there
 from ddpmctl.lock import FolderLock
 from ddpmctl.table import Table
 
-_OURS = ("metrics.csv", "loss.png", "bad-images.csv", "samples", "checkpoints", "run.yaml")
-"""What a run keeps; run.yaml goes last, so that a folder half cleared is still known as a run."""
+_OURS = (
+    "metrics.csv", "loss.png", "bad-images.csv", ".saved",
+    "samples/step-*[0-9].png", "checkpoints/step-*[0-9].pt", "checkpoints/step-*.pt.aside", "*/.ddpmctl-*.tmp",
+)  # fmt: skip
+"""What a run keeps, beside run.yaml: that stays, so that a folder half cleared is still known as a run."""
 
 
 class RunFolder:
@@ -45,7 +49,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = Table(path / "metrics.csv")
         self._lock = FolderLock(path)
-        self._owed: tuple[int, int] | None = None
+        self._mark = path / ".saved"
+        self._owed: int | None = None
 
     def exists(self) -> bool:
         """Whether there is anything under this name; a lock alone is nothing."""
@@ -65,21 +70,26 @@ class RunFolder:
         """Whether the folder that was locked is no longer there: moved, deleted or replaced."""
         return self._lock.lost()
 
-    def retake(self) -> None:
-        """Lock a new folder in the place of a lost one.
+    def retake(self, step: int) -> None:
+        """Lock a new folder in the place of a lost one, or this one anew where only its lock was deleted.
 
-        Raises :class:`OutputError` where that is not possible, or something else stands there now.
+        Raises :class:`OutputError` where that is not possible, something else stands there now, or another process has
+        come further in it than ``step``.
         """
         if self._lock.replaced() and self.exists():
             raise OutputError(f"{self.path}: something else stands in its place now", "move one of them away")
+        further = [_step_of(file) for file in self.checkpoint_files()] + [int(row["step"]) for row in self.metrics.read()]
+        if max(further, default=0) > step:
+            raise OutputError(f"{self.path}: another process has gone on with it", "stop one of them")
         self._lock.retake()
+        self.metrics.wait(self.metrics.unwritten)
 
     def ready(self) -> None:
         """Raise :class:`OutputError` where nothing may be written: the folder is lost, or :meth:`rewind` failed again."""
         if self.lost():
             raise OutputError(f"{self.path}: moved away or deleted", "bring it back")
         if self._owed is not None:
-            self._rewind(*self._owed)
+            self._rewind(self._owed)
             self._owed = None
 
     def is_run(self) -> bool:
@@ -101,15 +111,12 @@ class RunFolder:
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}", "give another --out") from error
 
     def clear(self) -> None:
-        """Remove what a run keeps here, and nothing else. Raises :class:`OutputError` when it is no run folder."""
+        """Remove what a run has made here, and nothing else. Raises :class:`OutputError` when it is no run folder."""
         if not self.is_run():
             raise OutputError(f"{self.path}: exists and is no run folder of ddpmctl", "give another --out")
         with output_errors(self.path):
-            for item in (self.path / name for name in _OURS):
-                if item.is_dir() and not item.is_symlink():
-                    shutil.rmtree(item)
-                else:
-                    item.unlink(missing_ok=True)
+            for item in [item for pattern in _OURS for item in self.path.glob(pattern)]:
+                item.unlink(missing_ok=True)
 
     def write_text(self, file: Path, text: str) -> None:
         """Replace a text file in one step that a power cut does not undo. Raises :class:`OutputError`."""
@@ -130,7 +137,8 @@ class RunFolder:
 
     def checkpoint_files(self) -> list[Path]:
         """Checkpoints, newest first."""
-        ours = [file for file in self.checkpoints.glob("step-*.pt") if _step_of(file) >= 0]  # not step-5-best.pt
+        with output_errors(self.checkpoints):
+            ours = [file for file in self.checkpoints.glob("step-*.pt") if _step_of(file) >= 0]  # not step-5-best.pt
         return sorted(ours, key=_step_of, reverse=True)
 
     def newest_good(self, warn: Callable[[str], None], *, planned: bool = False) -> tuple[Path, dict[str, Any]] | None:
@@ -149,6 +157,15 @@ class RunFolder:
                 return file, content
             added = added or (file, content)
         return added
+
+    def has_saved(self) -> bool:
+        """Whether there ever was a checkpoint."""
+        return there(self._mark)
+
+    def note_saved(self) -> None:
+        """Remember that there was a checkpoint, so that a run without any is known to have lost them."""
+        with suppress(OSError):
+            self._mark.touch()
 
     def prune(self, keep: int, planned: int) -> None:
         """Delete all but the newest ``keep`` checkpoints and that of step ``planned``; raises :class:`OutputError`."""
@@ -172,22 +189,23 @@ class RunFolder:
         """Forget rows past ``last_row`` and pictures past ``step``: a run that goes on from there makes them again.
 
         Checkpoints past ``step`` are set aside under another name, never deleted: if they could not be read, the fault
-        may lie with the reader (rights, memory, an older ddpmctl). Raises :class:`OutputError`; then nothing else is
-        written before it has succeeded.
+        may lie with the reader (rights, memory, an older ddpmctl). Raises :class:`OutputError`; what could
+        not be done is done before anything else is written.
         """
         self.metrics.forget(last_row)
-        self._owed = (step, last_row)
+        self._owed = step
         self.ready()
+        self.metrics.cut()
 
-    def _rewind(self, step: int, last_row: int) -> None:
-        self.metrics.cut(last_row)
+    def _rewind(self, step: int) -> None:
+        # Checkpoints first: whatever comes in between, a run goes on from the same one, and the rest follows from it.
         with output_errors(self.path):
-            for picture in self.samples.glob("step-*.png"):
-                if _step_of(picture) > step:
-                    picture.unlink()
             for file in self.checkpoint_files():
                 if _step_of(file) > step:
                     file.replace(file.with_name(f"{file.name}.aside"))
+            for picture in self.samples.glob("step-*.png"):
+                if _step_of(picture) > step:
+                    picture.unlink()
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
         """List images that were left out, with the reason; no list where there are none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from ddpmctl import checkpoint, training
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from helpers import spoil_gradients
-from runs import assert_same, assert_same_run, rows, state_of, steps_saved
+from runs import assert_same, assert_same_run, rows, state_of, steps_saved, timeless
 
 BASE = ["--set", "train.bad_steps=3", "--set", "train.save_every=4", "--set", "train.log_every=1", "-q"]
 
@@ -278,16 +279,17 @@ def test_a_rollback_on_a_full_disk_waits_with_what_it_has_to_write(photos, tiny,
     spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks == 0)
     plain, tries = Table.cut, []
 
-    def cut(self, last):
-        tries.append(last)
-        if 2 <= len(tries) <= 4:  # the first is that of the start
-            raise OutputError(f"{self.path}: cannot be written: No space left on device", "")
-        plain(self, last)
+    def cut(self):
+        if self.void_after == 4:
+            tries.append(self.void_after)
+            if len(tries) <= 3:
+                raise OutputError(f"{self.path}: cannot be written: No space left on device", "")
+        plain(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Table, "cut", cut)
         assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *BASE[:-1], "--steps", "10"]) == 0
-    assert tries == [0, 4, 4, 4, 4]
+    assert len(tries) == 4
     assert "metrics.csv: cannot be written: No space left on device: going on" in capsys.readouterr().err
     assert train(photos, tiny, "o", "--steps", "10") == 0
     assert_same_run(Path("r"), Path("o"))
@@ -307,3 +309,84 @@ def test_a_learning_rate_given_by_hand_is_the_one_that_is_used(photos, tiny, mon
     found = [float(row["lr"]) for row in rows(Path("r"))]
     assert found == [5e-4] * 8 + [4e-4] * 4
     assert state_of(Path("r"), 12)["rollbacks"] == 1 and state_of(Path("r"), 12)["pardoned"] == 1
+
+
+def test_metrics_that_cannot_be_rewritten_after_a_rollback_cost_no_checkpoint(photos, tiny, monkeypatch):
+    """They stay as they are; the checkpoints know which rows count no more, and a later process puts them right."""
+    from ddpmctl.errors import OutputError
+    from ddpmctl.table import Table
+
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks == 0)
+    plain = Table.cut
+
+    def cut(self):
+        if self.void_after == 4:
+            raise OutputError(f"{self.path}: cannot be written: Input/output error", "")
+        plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "cut", cut)
+        assert train(photos, tiny, "r", "--steps", "10") == 0
+    assert steps_saved(Path("r")) == [4, 8, 10] and [row["step"] for row in rows(Path("r"))][-1] != "10"
+    assert main(["train", "--resume", "r", "-q"]) == 0
+    assert train(photos, tiny, "o", "--steps", "10") == 0
+    assert timeless(Path("r")) == timeless(Path("o"))
+
+
+@pytest.mark.parametrize("when", ["validating", "after"])
+def test_a_stop_at_a_step_that_is_due_and_a_later_rollback_keep_the_row_of_that_step(photos, tiny, monkeypatch, when):
+    from ddpmctl.cli.run_report import Shown
+    from ddpmctl.events import Busy
+    from ddpmctl.training import TrainStep
+
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks == 0)
+    plain = Shown.event
+
+    def stopping(self, bar, event):
+        plain(self, bar, event)
+        busy = isinstance(event, Busy) and event.what == "validating"
+        if self.run.state.step == 4 and (busy if when == "validating" else isinstance(event, TrainStep)):
+            signal.raise_signal(signal.SIGTERM)
+
+    flags = ["--set", "train.log_every=2", "--set", "train.val_every=4", "--set", "data.holdout=0.2", "--steps", "10"]
+    assert train(photos, tiny, "whole", *flags) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Shown, "event", stopping)
+        assert train(photos, tiny, "r", *flags) == Exit.STOPPED
+    assert main(["train", "--resume", "r", "-q"]) == 0
+    assert_same_run(Path("whole"), Path("r"))
+
+
+def test_a_rollback_outlives_metrics_that_cannot_be_read(photos, tiny, monkeypatch):
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5 and rollbacks == 0)
+    plain = training.add_gradients
+
+    def breaking(state, *args):
+        file = Path("r/metrics.csv")
+        if state.step == 6 and not state.rollbacks and file.is_file():
+            file.rename("aside.csv")
+            file.mkdir()
+        if state.step == 6 and state.rollbacks and file.is_dir():
+            file.rmdir()
+            Path("aside.csv").rename(file)
+        return plain(state, *args)
+
+    monkeypatch.setattr(training, "add_gradients", breaking)
+    assert train(photos, tiny, "r", "--steps", "10") == 0
+    assert [row["step"] for row in rows(Path("r"))] == [str(step) for step in range(1, 11)]
+
+
+def test_weights_of_another_run_in_the_folders_place_are_never_gone_back_to(photos, tiny, monkeypatch, capsys):
+    assert train(photos, tiny, "other", "--steps", "8", "--seed", "99") == 0
+    spoil_gradients(monkeypatch, lambda step, rollbacks: step > 5)
+    plain = training.add_gradients
+
+    def swapping(state, *args):
+        if state.step == 5 and Path("other").exists():
+            Path("r").rename("mine")
+            Path("other").rename("r")
+        return plain(state, *args)
+
+    monkeypatch.setattr(training, "add_gradients", swapping)
+    assert train(photos, tiny, "r", "--steps", "12") == Exit.DIVERGED
+    assert "its folder was moved away, deleted or replaced" in capsys.readouterr().err

@@ -198,3 +198,26 @@ def test_metrics_of_another_release_keep_what_both_know(run):
     (run / "metrics.csv").write_text("\n".join([text[0] + ",colour", *(line + ",red" for line in text[1:])]) + "\n")
     assert main(["train", "--resume", "r", "--steps", "8", "-q"]) == 0
     assert [row["step"] for row in rows(run)] == ["2", "4", "6", "8"]
+
+
+def test_a_stop_at_the_very_end_keeps_the_last_row_when_more_steps_follow(photos, tiny):
+    from ddpmctl.cli.run_report import Shown
+    from ddpmctl.training import TrainStep
+
+    plain = Shown.event
+
+    def stopping(self, bar, event):
+        plain(self, bar, event)
+        if isinstance(event, TrainStep) and event.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--steps", "7"]
+    assert main([*command, "--out", "whole"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shown, "event", stopping)
+        assert main([*command, "--out", "r"]) == Exit.STOPPED
+    assert main(["train", "--resume", "r", "-q"]) == 0
+    assert_same_run(Path("whole"), Path("r"))
+    for name in ("whole", "r"):
+        assert main(["train", "--resume", name, "-q", "--steps", "10"]) == 0
+    assert_same_run(Path("whole"), Path("r"))

@@ -130,7 +130,7 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path: Path, photos: Path, tiny
         process.send_signal(signal.SIGTERM)
         printed = process.communicate(timeout=60)[0]
     assert process.returncode == Exit.STOPPED, printed
-    assert "vanished" in printed
+    assert "was moved, deleted or unlocked, and is taken up again" in " ".join(printed.split())
     assert main(["train", "--resume", str(run), "--steps", str(steps_saved(run)[-1] + 3), "-q"]) == 0
 
 
@@ -288,10 +288,12 @@ def test_nothing_is_written_into_another_run_that_took_the_folders_place(tmp_pat
     run = tmp_path / "run"
     with train_process(photos, "-c", tiny, "--out", run, *LONG) as process:
         wait_for(lambda: steps_saved(run), process)
+        process.send_signal(signal.SIGSTOP)  # or it would make the folder anew before the other run can
         run.rename(tmp_path / "moved")
         assert main(["train", str(photos), "-c", str(tiny), "--out", str(run), "-q"]) == 0
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         rows_moved = rows(tmp_path / "moved")
+        process.send_signal(signal.SIGCONT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=3)
         process.send_signal(signal.SIGTERM)
@@ -359,3 +361,127 @@ def test_overwrite_leaves_the_run_of_another_program_alone(
     assert main(["train", str(photos), "-c", str(tiny), "--out", "theirs", "--overwrite"]) != 0
     assert "theirs" in capsys.readouterr().err
     assert Path("theirs/checkpoints/model.bin").read_bytes() == b"precious"
+
+
+def test_a_kill_in_the_first_save_leaves_a_run_that_can_be_taken_up(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kill(BaseException):
+        pass
+
+    def killed(path: Path, content: dict) -> str:
+        raise Kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(Kill):
+            main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q"])
+    assert len(rows(Path("r"))) == 2 and steps_saved(Path("r")) == []
+    assert main(["train", "--resume", "r", "-q"]) == 0
+    assert [row["step"] for row in rows(Path("r"))] == ["2", "4", "6"]
+
+
+def test_a_run_that_another_process_has_gone_on_with_is_left_to_it(tmp_path: Path, photos: Path, tiny: Path) -> None:
+    """Possible only where somebody deletes the lock."""
+    run = tmp_path / "run"
+    with train_process(photos, "-c", tiny, "--out", run, *LONG[:2], "--set", "train.sample_every=0", "--set", "train.save_every=100") as process:
+        wait_for(lambda: steps_saved(run), process)
+        process.send_signal(signal.SIGSTOP)
+        (run / ".lock").unlink()
+        last = steps_saved(run)[-1] + 300
+        assert main(["train", "--resume", str(run), "--steps", str(last), "-q"]) == 0
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=60)[0]
+    assert process.returncode == Exit.OUTPUT, printed
+    assert "another process has gone on with it" in printed
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_moved_folder_whose_new_one_cannot_be_begun_at_first_is_whole_in_the_end(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddpmctl import training
+    from ddpmctl.runfolder import RunFolder
+
+    plain, draw, tries = RunFolder.write_text, training.add_gradients, []
+
+    def write_text(self: RunFolder, file: Path, text: str) -> None:
+        if Path("moved").exists():
+            tries.append(file)
+            if len(tries) == 1:
+                raise OutputError(f"{file}: cannot be written: No space left on device", "")
+        plain(self, file, text)
+
+    def moving(state: training.TrainState, *args: object) -> object:
+        if state.step == 2 and not Path("moved").exists():
+            Path("r").rename("moved")
+        return draw(state, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RunFolder, "write_text", write_text)
+    monkeypatch.setattr(training, "add_gradients", moving)
+    command = ["train", str(photos), "-c", str(tiny), "--out", "r", "-q", "--set", "train.save_every=2", "--steps", "8"]
+    assert main(command) == 0
+    assert len(tries) == 2 and (Path("r") / "run.yaml").exists()
+    assert main(["train", "--resume", "r", "--steps", "9", "-q"]) == 0
+
+
+def test_old_checkpoints_that_cannot_be_deleted_do_not_spoil_a_stop(
+    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddpmctl.cli.stopping import StopFlag
+    from ddpmctl.runfolder import RunFolder
+
+    def prune(self: RunFolder, keep: int, planned: int) -> None:
+        raise OutputError(f"{self.checkpoints}: cannot be written: Permission denied", "")
+
+    monkeypatch.setattr(StopFlag, "reason", lambda self: "SIGTERM")
+    monkeypatch.setattr(RunFolder, "prune", prune)
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r"]) == Exit.STOPPED
+    shown = capsys.readouterr()
+    assert "Permission denied: going on" in shown.err and "by SIGTERM, saved" in shown.out
+
+
+def test_overwrite_removes_what_a_run_has_made_and_nothing_else(photos: Path, tiny: Path) -> None:
+    command = ["train", str(photos), "-c", str(tiny), "--out", "r", "-q"]
+    assert main(command) == 0
+    mine = [Path("r/checkpoints/step-00000004-best.pt"), Path("r/samples/mine.txt"), Path("r/notes.txt")]
+    for path in mine:
+        path.write_text("precious")
+    assert main([*command, "--steps", "2", "--overwrite"]) == 0
+    assert all(path.read_text() == "precious" for path in mine)
+    mine[0].unlink()
+    assert steps_saved(Path("r")) == [2] and [row["step"] for row in rows(Path("r"))] == ["2"]
+    Path("theirs").mkdir()
+    for text in ("", "seed: 7\n"):
+        Path("theirs/run.yaml").write_text(text)
+        Path("theirs/metrics.csv").write_text("precious")
+        assert main([*command[:-3], "--out", "theirs", "--overwrite"]) == Exit.OUTPUT
+        assert Path("theirs/metrics.csv").read_text() == "precious"
+
+
+def test_a_row_whose_end_is_not_known_is_written_once(photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotas on networks are told when a file is closed: of what was written then, all or nothing may be there."""
+    from contextlib import contextmanager
+
+    from ddpmctl import table
+
+    plain, calls = table.output_errors, []
+
+    @contextmanager
+    def failing(path: Path):
+        with plain(path):
+            lost = path.read_bytes() if path.exists() else b""
+            yield
+            if path.name == "metrics.csv" and len(path.read_bytes()) > len(lost) > 0:
+                calls.append(path)
+                if len(calls) in (1, 3):
+                    if len(calls) == 3:
+                        path.write_bytes(lost)
+                    raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(table, "output_errors", failing)
+    settings = ["--set", "train.log_every=1", "--steps", "8"]
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", "-q", *settings]) == 0
+    assert len(calls) > 3 and contiguous(Path("r")) and len(rows(Path("r"))) == 8

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddpmctl.runfile import Layer
     from ddpmctl.runfolder import RunFolder
 
+_SECTIONS = {"data", "diffusion", "model", "train"}
 _DIFFUSION, _RUNNING = "What is learned", "The run"
 
 
@@ -144,11 +145,9 @@ def _settle(
         layers = [read_run_file(folder.run_file), *layers]
     config = merge(*layers)
     if resume and content is None:
-        rows = folder.metrics.read()
-        if rows and int(rows[-1]["step"]) >= config.train.save_every:
+        if folder.has_saved():
             raise CheckpointError(
-                f"{folder.path}: no checkpoint there, though metrics.csv goes to step {int(rows[-1]['step']):,}",
-                "bring one back, or start again with --overwrite",
+                f"{folder.path}: its checkpoints are gone", "bring one back, or start again with --overwrite"
             )
         console.warn(f"{folder.path}: no checkpoint yet, so it starts from step 0")
     if config.data.path is None:
@@ -171,8 +170,8 @@ def _check_free(folder: RunFolder, *, overwrite: bool) -> None:
 
     if not folder.exists():
         return
-    if overwrite and folder.is_run():
-        read_run_file(folder.run_file)  # another program's run.yaml says that the rest is not ours either
+    # Another program's run.yaml says that the rest is not ours either.
+    if overwrite and folder.is_run() and {key.partition(".")[0] for key in read_run_file(folder.run_file).values} >= _SECTIONS:
         return
     if overwrite:
         raise OutputError(f"{folder.path}: exists and is no run folder of ddpmctl", "give another --out")
@@ -254,14 +253,14 @@ def _train(run: Run, deadline: float | None) -> int:
         for event in run.train():
             shown.event(bar, event)
             if stop.reason():
-                if not run.saved():
-                    run.save()
-                    run.prune()
+                for last in run.stop():
+                    shown.event(bar, last)
                 break
         bar.describe("training")
     if stop.reason() and not run.finished():
         again = shlex.join(["ddpmctl", "train", "--resume", str(folder.path)])
-        console.note(f"stopped at step {run.state.step:,} by {stop.reason()}, saved. Go on with:  {again}")
+        saved = "saved" if run.state.step else "nothing to save yet"
+        console.note(f"stopped at step {run.state.step:,} by {stop.reason()}, {saved}. Go on with:  {again}")
         return Exit.STOPPED
     console.note(
         f"done: {folder.path}, checkpoint {folder.checkpoint_file(run.state.step).name}. Sample with:", "green"
