@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
+from ddpmctl.cli.options import Debug, Quiet, check_choices, choices, complete, reading, switch
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def sample(
     from ddpmctl.outputs import Job, choose_output
     from ddpmctl.rows import row_names
 
-    _check_choices({
+    check_choices({
         "--quality": (quality, row_names("sampling", "QUALITIES")),
         "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
         "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
@@ -80,7 +80,7 @@ def sample(
         raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
     steps = way.steps_of(timesteps)
     way = way._replace(steps=steps)
-    labels = _labels(model, class_name, n)
+    labels = model.labels_for(class_name, n)
     guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
     made_with = {
         "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, "n": n, "seed": seed,
@@ -98,16 +98,6 @@ def sample(
         _run(model, target, labels, way, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
     return 0
-
-
-def _check_choices(given: dict[str, tuple[str | None, tuple[str, ...]]]) -> None:
-    """Flag -> its value and the names to choose from."""
-    from ddpmctl.errors import ConfigError
-    from ddpmctl.rows import nearest
-
-    for flag, (value, names) in given.items():
-        if value is not None and value not in names:
-            raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(value, names)}", "")
 
 
 def _check_counts(given: dict[str, int | None]) -> None:
@@ -135,17 +125,6 @@ def _interval(guidance: float, text: str | None) -> tuple[float, float]:
         return parse_shares(text)
     except ValueError as error:
         raise ConfigError(f"--guidance-interval: {error}", "0:1 is always") from error
-
-
-def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
-    """A class number for each image: the one asked for, or all in turn."""
-    if class_name is not None and class_name != "all":
-        return [model.label_of(class_name)] * n
-    if not model.class_names:
-        if class_name == "all":
-            model.label_of("all")
-        return None
-    return [i % len(model.class_names) for i in range(n)]
 
 
 def _run(
