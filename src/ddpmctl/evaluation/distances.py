@@ -23,7 +23,7 @@ class Distances(NamedTuple):
     """How far generated features are from real ones.
 
     ``kid``, ``kid_spread``: mean and standard deviation of the squared MMD over ``subsets`` pairs of ``subset_size``
-    images, 0 on average for equal sets, and below it by chance. ``frechet``: between Gaussians of the same means and
+    images, 0 on average for sets of one kind, and below it by chance, or where both hold the same images. ``frechet``: between Gaussians of the same means and
     covariances. ``precision``: share of generated images among the real; ``recall``: of real images among the generated.
     """
 
@@ -37,33 +37,47 @@ class Distances(NamedTuple):
 
 
 def distances(generated: Tensor, real: Tensor, *, seed: int = 0) -> Distances:
-    """All distances between features (N, D) and (M, D); ``seed`` picks the subsets of KID.
+    """All distances between features (N, D) and (M, D), in float64; ``seed`` picks the subsets of KID.
 
-    KID: Binkowski et al. 2018, unbiased, kernel (x y / D + 1)^3. Frechet: Heusel et al. 2017. Precision and recall:
-    Kynkaanniemi et al. 2019, k = 3. In float64. Raises :class:`DataError` for sets of fewer than 5 images.
+    Raises :class:`DataError` for sets of fewer than 5 images.
     """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
     fewest = min(len(generated), len(real))
     if fewest < NEIGHBOURS + 2:
         raise DataError(f"{fewest} images are too few to compare", f"give {NEIGHBOURS + 2} or more")
     generated, real = generated.double().cpu(), real.double().cpu()
     size = min(SUBSET_SIZE, fewest // 2)
-    kid = kid_features_to_metric(
+    return Distances(
+        *kid(generated, real, size, seed), SUBSETS, size, frechet(generated, real), *precision_recall(generated, real)
+    )
+
+
+def kid(generated: Tensor, real: Tensor, size: int, seed: int) -> tuple[float, float]:
+    """Mean and standard deviation over subsets of ``size``. Binkowski et al. 2018: unbiased, kernel (x y / D + 1)^3."""
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    found = kid_features_to_metric(
         generated, real, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=seed % 2**32, verbose=False
     )
+    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+
+
+def frechet(generated: Tensor, real: Tensor) -> float:
+    """|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) of means and covariances. Heusel et al. 2017."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
     moments = [fid_features_to_statistics(features) for features in (generated, real)]
-    frechet = fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID]
+    return float(fid_statistics_to_metric(*moments, verbose=False)[KEY_METRIC_FID])
+
+
+def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """Shares within the balls that reach to the third neighbour. Kynkaanniemi et al. 2019, algorithm 1."""
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
     # In parts of a thousand: the table of all distances would grow with the square of the images.
-    near = prc_features_to_metric(
+    found = prc_features_to_metric(
         generated, real, prc_neighborhood=NEIGHBOURS, prc_batch_size=1000, save_cpu_ram=True, verbose=False
     )
-    return Distances(
-        kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD], SUBSETS, size,
-        frechet, near[KEY_METRIC_PRECISION], near[KEY_METRIC_RECALL],
-    )  # fmt: skip
+    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
 
 
 def doubts(n: int, m: int, dimension: int) -> list[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpmctl.config import DataConfig
 from ddpmctl.core.noise import derived_generator
@@ -84,24 +82,24 @@ def draw(
     return images
 
 
-@dataclass
 class Extractor:
-    """Row ``name`` of FEATURES on ``device``, loaded when it is first needed; ``weights``: a file of others."""
+    """Row ``name`` of FEATURES on ``device``; ``weights``: a file of others than its own.
 
-    name: str
-    device: torch.device
-    weights: Path | None = None
-    batch_size: int = 64
+    ``version`` changes with the network: our source, its packages, and that file.
+    """
 
-    def __post_init__(self) -> None:
-        """Raises :class:`ConfigError` at once where something is missing."""
-        self._net: nn.Module | None = None
-        self.version = self._version()
+    def __init__(self, name: str, device: torch.device, weights: Path | None = None, batch_size: int = 64) -> None:
+        """Raises :class:`ConfigError` where a part is missing: now, and not after an hour of sampling."""
+        self.name, self.device, self.batch_size = name, device, batch_size
+        self.net = load_features(name, device, weights)
+        own = hashlib.sha256(inspect.getsource(features).encode()).hexdigest()[:16]
+        file = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights else "own"
+        packages = [version(package) for package in ("torch_fidelity", *FEATURES[name].packages)]
+        self.version = " ".join([own, file, *packages])
 
     def __call__(self, images: Tensor, progress: Progress) -> Tensor:
         """Features (N, D) of uint8 (N, C, H, W)."""
-        self._net = self._net or load_features(self.name, self.device, self.weights)
-        return extract(images, self._net, self.device, batch_size=self.batch_size, progress=progress)
+        return extract(images, self.net, self.device, batch_size=self.batch_size, progress=progress)
 
     def of_data(
         self, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor, *, cache: bool, progress: Progress
@@ -121,13 +119,3 @@ class Extractor:
         if kept:
             kept.keep_features(about, made.numpy())
         return made
-
-    def _version(self) -> str:
-        """Changes with the network: our source, its packages, and the file of weights where one is given."""
-        features.require(self.name)
-        if self.weights is not None:  # checked before an hour of sampling, not after it
-            self._net = load_features(self.name, self.device, self.weights)
-        own = hashlib.sha256(inspect.getsource(features).encode()).hexdigest()[:16]
-        file = hashlib.sha256(self.weights.read_bytes()).hexdigest()[:16] if self.weights else ""
-        packages: list[Any] = [version(package) for package in ("torch_fidelity", *FEATURES[self.name].packages)]
-        return f"{own} {' '.join(packages)} {file}".strip()
