@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -68,6 +69,16 @@ def test_classes_are_drawn_and_compared(trained_classes: Path, photos: Path, cap
     assert "no class birds" in capsys.readouterr().err
 
 
+def test_too_few_images_are_told_before_anything_is_drawn(
+    trained_classes: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ddpmctl.evaluation.facts.draw", pytest.fail)
+    for file in sorted((photos / "cats").iterdir())[:2]:
+        file.unlink()
+    assert main(["evaluate", str(trained_classes), str(photos), "-n", "9", "--class", "cats"]) == Exit.DATA
+    assert "4 images are too few" in capsys.readouterr().err
+
+
 def test_two_sets_of_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = facts_of(capsys, photos, photos, "-n", 12)
     assert facts["distances"]["frechet"] == pytest.approx(0, abs=1e-3)
@@ -125,6 +136,11 @@ def test_sheet_of_what_was_learnt_by_heart(tmp_path: Path, capsys: pytest.Captur
     facts = facts_of(capsys, *command)
     found = facts["memorised"]
     assert (found["training"], found["held_out"]) == (18, 6) and facts["loss"]["of"] == "images that training held out"
+    with Path("run/metrics.csv").open(newline="") as table:
+        *_, last = csv.DictReader(table)
+    assert facts["loss"]["mean"] == pytest.approx(float(last["val_loss"]), rel=1e-5)
+    assert facts["loss"]["quarters"] == pytest.approx([float(last[f"val_q{i}"]) for i in range(1, 5)], rel=1e-5)
+    assert len(facts["warnings"]) == 3
     for name in ("pixels", "features"):
         assert 0 <= found[name]["share"] <= 1 and found[name]["threshold"] > 0
     with Image.open("near.png") as image:

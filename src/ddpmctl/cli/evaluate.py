@@ -15,8 +15,7 @@ from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Quiet, check_choices, choices, complete, reading, switch
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
-FEWEST, MOST = 5, 200_000
-"""Images to compare: KID halves them, and the nearest but three is looked for among them."""
+_FEWEST, _MOST = 5, 200_000
 
 _HOW, _SHEET = "How", "Memorisation"
 
@@ -108,8 +107,8 @@ def _check(counts: dict[str, int | None], guidance: float, sheet: Path | None, o
         if number is not None and number < 1:
             raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
     n = counts["-n"] or 0
-    if not FEWEST <= n <= MOST:
-        raise ConfigError(f"-n {n:,}: must be {FEWEST} to {MOST:,}", "2048 or more tell models apart")
+    if not _FEWEST <= n <= _MOST:
+        raise ConfigError(f"-n {n:,}: must be {_FEWEST} to {_MOST:,}", "2048 or more tell models apart")
     if not 0 <= guidance < math.inf:
         raise ConfigError(f"--guidance {guidance}: must be a number of at least 0", "1 is none, 2 to 4 is much")
     if sheet is None:
@@ -160,7 +159,10 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
 def _compared(facts: dict[str, Any]) -> str:
     what, data = facts["what"], facts["data"]
     height, width = data["size"]
-    ours = f"{facts['made_with']['n']:,} samples of {what['path']}, {what.get('weights')} weights of step {what.get('step'):,}, {what.get('precision')}" if what["kind"] == "model" else f"{what['used']:,} of {what['images']:,} images of {what['path']}"  # fmt: skip
+    ours = f"{what.get('used', 0):,} of {what.get('images', 0):,} images of {what['path']}"
+    if what["kind"] == "model":
+        model = f"{what['path']}, {what['weights']} weights of step {what['step']:,}, {what['device']}, {what['precision']}"
+        ours = f"{facts['made_with']['n']:,} samples of {model}"
     trained = " (what it was trained on)" if data.get("trained_on") else ""
     return f"{ours}; against {data['used']:,} of {data['images']:,} images of {data['path']}{trained}; {height}x{width}"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddpmctl.errors import DataError
 
 NEIGHBOURS = 3
+FEWEST = NEIGHBOURS + 2
 SUBSETS, SUBSET_SIZE = 100, 1000
 """Of KID, as torch-fidelity has it; sets of fewer than twice as many are halved, so that subsets differ."""
 
@@ -42,13 +43,18 @@ def distances(generated: Tensor, real: Tensor, *, seed: int = 0) -> Distances:
     Raises :class:`DataError` for sets of fewer than 5 images.
     """
     fewest = min(len(generated), len(real))
-    if fewest < NEIGHBOURS + 2:
-        raise DataError(f"{fewest} images are too few to compare", f"give {NEIGHBOURS + 2} or more")
+    check_enough(fewest)
     generated, real = generated.double().cpu(), real.double().cpu()
     size = min(SUBSET_SIZE, fewest // 2)
     return Distances(
         *kid(generated, real, size, seed), SUBSETS, size, frechet(generated, real), *precision_recall(generated, real)
     )
+
+
+def check_enough(n: int) -> None:
+    """Raise :class:`DataError` where ``n`` images cannot be compared with others: a third neighbour, and two halves."""
+    if n < FEWEST:
+        raise DataError(f"{n} images are too few to compare", f"give {FEWEST} or more")
 
 
 def kid(generated: Tensor, real: Tensor, size: int, seed: int) -> tuple[float, float]:

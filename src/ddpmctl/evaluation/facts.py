@@ -16,7 +16,7 @@ from ddpmctl.core.samplers import evaluations
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.report import Progress
 from ddpmctl.errors import ConfigError, DataError
-from ddpmctl.evaluation.distances import NEIGHBOURS, distances, doubts
+from ddpmctl.evaluation.distances import NEIGHBOURS, check_enough, distances, doubts
 from ddpmctl.evaluation.features import FEATURES
 from ddpmctl.evaluation.likelihood import (
     BOUND_DRAWS,
@@ -26,7 +26,7 @@ from ddpmctl.evaluation.likelihood import (
     fixed_noise_loss,
     unseen,
 )
-from ddpmctl.evaluation.memorised import QUANTILE, Nearest, nearest, sheet, suspicious
+from ddpmctl.evaluation.memorised import MANY_HELD_OUT, QUANTILE, Nearest, nearest, sheet, suspicious
 from ddpmctl.evaluation.sets import Extractor, chosen, data_of, draw
 from ddpmctl.images import save_png
 from ddpmctl.sampling import Model, Plan
@@ -60,6 +60,7 @@ def compare_data(other: Path, size: Any, settings: Settings) -> Facts:
         sizes = " and ".join(f"{height}x{width}" for height, width in (dataset.size for dataset in sets))
         raise DataError(f"{other} and {settings.data}: images of {sizes}", "give one --size for both")
     picked = [chosen(dataset, settings.n, settings.seed) for dataset in sets]
+    check_enough(min(len(which) for which in picked))
     for dataset, path, which in zip(sets, (other, settings.data), picked, strict=True):
         found.append(_features_of(settings, dataset, path, config, which))
     return {
@@ -95,6 +96,7 @@ def evaluate_model(
     labels = model.labels_for(class_name, settings.n)
     label = labels[0] if labels and class_name not in (None, "all") else None
     which = chosen(dataset, settings.n, settings.seed, label)
+    check_enough(len(which))
     with settings.bars("sampling") as progress:
         samples = draw(model, settings.n, way, seed=settings.seed, labels=labels, batch_size=batch_size,
                        on_smaller=on_smaller, progress=progress)  # fmt: skip
@@ -112,7 +114,10 @@ def evaluate_model(
         **_likelihood(model, dataset, batch_size, settings),
     }  # fmt: skip
     if sheet_file is not None:
-        facts["memorised"] = _memorised(model, dataset, samples, of_samples, of_data, sheet_file, sheet_of, facts)
+        found = _memorised(model, dataset, samples, of_samples, of_data, sheet_file, sheet_of, facts)
+        facts["memorised"] = found
+        if found["held_out"] < MANY_HELD_OUT:
+            facts["warnings"].append(f"how near is suspicious is poorly known from {found['held_out']} held-out images")
     return facts
 
 

@@ -30,17 +30,21 @@ class Bits(NamedTuple):
 
 
 def unseen(model: Model, dataset: ImageDataset) -> tuple[Tensor, str]:
-    """Indices of the images to measure on, in an order that does not follow their names, and what they are.
+    """Indices of the images to measure on, and what they are.
 
-    The images that the run held out, where ``dataset`` is what it was trained on; all of them where it is another, or
-    nothing was held out.
+    Where ``dataset`` is what the run was trained on, those that it held out, in its order: so that the loss is its
+    ``val_loss``. Where it is another, or nothing was held out, all of them, in an order that does not follow their names:
+    a loss takes the first few, which would be of one class.
     """
-    which, what = torch.arange(len(dataset)), "images of DATA"
+    shuffled = _shuffled(torch.arange(len(dataset)))
     if dataset.fingerprint == model.fingerprint:
         held = hold_out(len(dataset), model.config.data.holdout)[1]
-        which, what = (held, "images that training held out") if len(held) else (which, "images trained on")
-    # A quarter of the loss takes the first few: sorted by name, they would be of one class.
-    return which[torch.randperm(len(which), generator=derived_generator("evaluated"))], what
+        return (held, "images that training held out") if len(held) else (shuffled, "images trained on")
+    return shuffled, "images of DATA"
+
+
+def _shuffled(which: Tensor) -> Tensor:
+    return which[torch.randperm(len(which), generator=derived_generator("evaluated"))]
 
 
 def fixed_noise_loss(model: Model, dataset: ImageDataset, which: Tensor, batch_size: int, progress: Progress) -> Validated:
@@ -58,10 +62,13 @@ def fixed_noise_loss(model: Model, dataset: ImageDataset, which: Tensor, batch_s
 def bits_per_dim(
     model: Model, dataset: ImageDataset, which: Tensor, batch_size: int, progress: Progress
 ) -> dict[str, Bits]:
-    """The bound over the first 64 of ``which``, for each row of VARIANCES; without guidance, which has no likelihood."""
+    """The bound over 64 of ``which``, for each row of VARIANCES; without guidance, which has no likelihood.
+
+    Estimates of the clean image are kept within [-1, 1] as in sampling.
+    """
     denoiser = copy.copy(model.denoiser)
     denoiser.guidance = 1.0
-    which = which[:BOUND_IMAGES]
+    which = _shuffled(which)[:BOUND_IMAGES]
     found: dict[str, list[Tensor]] = {name: [] for name in VARIANCES}
     for start in range(0, len(which), batch_size):
         batch = which[start : start + batch_size]

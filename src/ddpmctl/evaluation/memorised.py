@@ -17,6 +17,9 @@ from ddpmctl.noise_demo.figure import draw as draw_figure
 QUANTILE = 0.01
 """Of the distances from held-out to training images: nearer than that is suspiciously near."""
 
+MANY_HELD_OUT = 200
+"""Below so many, that quantile is a guess."""
+
 SHOWN = 3
 _BLOCK = 1024
 _SHORTEST = 72  # side of a picture in the figure, in pixels
