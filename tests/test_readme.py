@@ -20,6 +20,7 @@ SHORTER = {
     "--set train.sample_steps=2 --set train.samples=4",
     "resume": "--steps 3",
     "sample": "--steps 3",
+    "evaluate": "-n 8",
 }
 
 
@@ -30,6 +31,7 @@ def command_lines() -> list[str]:
 
 
 def test_every_command_line_of_the_readme_runs(tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     write_images(tmp_path / "photos")
     Image.radial_gradient("L").convert("RGB").resize((48, 32)).save(tmp_path / "cat.jpg")
@@ -47,7 +49,7 @@ def test_every_command_line_of_the_readme_runs(tmp_path: Path) -> None:
         if target:
             Path(target).write_text("")
         ran.append(words[0])
-    assert set(ran) == {"train", "sample", "noise-demo", "inspect"} and len(ran) >= 8
+    assert set(ran) == {"train", "sample", "evaluate", "noise-demo", "inspect"} and len(ran) >= 8
 
 
 def test_the_two_commands_are_targets_and_ci_calls_the_test_command() -> None:

@@ -66,11 +66,12 @@ def test_a_network_that_says_nothing_has_the_loss_of_its_target(timesteps, predi
     data, held = dataset(30), torch.tensor([3, 17, 29])
     schedule = NoiseSchedule.named("cosine", timesteps)
     denoiser = Denoiser(lambda x, t, label: torch.zeros_like(x), schedule, prediction)
+    mixed = held[torch.randperm(3, generator=derived_generator("validation order"))]
     quarters = []
     for quarter in range(QUARTERS):
         total = 0.0
         for number in range(quarter * DRAWS, (quarter + 1) * DRAWS):
-            x0 = data.images[held[number % 3]].double() / 127.5 - 1
+            x0 = data.images[mixed[number % 3]].double() / 127.5 - 1
             eps = torch.randn(3, 4, 4, generator=derived_generator("validation", number)).double()
             t = 1 + int((number + 0.5) / (QUARTERS * DRAWS) * timesteps)
             signal, noise = schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt()
@@ -144,3 +145,13 @@ def test_too_little_memory_makes_smaller_batches_and_the_same_loss(monkeypatch):
     monkeypatch.setattr(Validation, "_loss", lambda *args: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         validate(denoiser, data, held, 8)
+
+
+def test_more_held_out_images_than_draws_are_taken_from_all_classes():
+    """``hold_out`` sorts by number, and so by class: the first 256 would be of the first classes only."""
+    held = Validation(dataset(10), torch.arange(1000), "l2").held
+    drawn = held[: QUARTERS * DRAWS]
+    assert torch.equal(held.sort().values, torch.arange(1000))
+    for tenth in range(10):
+        assert 10 < ((drawn // 100) == tenth).sum() < 45
+    assert [len((held[quarter * DRAWS : (quarter + 1) * DRAWS] // 250).unique()) for quarter in range(QUARTERS)] == [4] * 4

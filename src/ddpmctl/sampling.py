@@ -28,7 +28,10 @@ from ddpmctl.runfile import check_size, config_layer, resolve
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model, ready to sample. ``image_shape`` is (C, H, W); ``class_names`` is empty when unconditional."""
+    """A trained model, ready to sample. ``image_shape`` is (C, H, W); ``class_names`` is empty when unconditional.
+
+    ``fingerprint``: that of the data set it was trained on.
+    """
 
     denoiser: Denoiser
     config: RunConfig
@@ -38,6 +41,7 @@ class Model:
     digest: str
     path: Path
     device: torch.device
+    fingerprint: str
 
     @property
     def precision(self) -> str:
@@ -52,6 +56,15 @@ class Model:
             raise ConfigError(f"--class {name}: no such class{nearest(name, self.class_names)}",
                               f"classes: {', '.join(self.class_names)}, or all")  # fmt: skip
         return self.class_names.index(name)
+
+    def labels_for(self, name: str | None, n: int) -> list[int] | None:
+        """A class number for each of ``n`` images: that of ``name``, or with None or "all" each in turn.
+
+        None where there are no classes. Raises as :meth:`label_of`.
+        """
+        if name is not None and (name != "all" or not self.class_names):
+            return [self.label_of(name)] * n
+        return [i % len(self.class_names) for i in range(n)] if self.class_names else None
 
 
 def load_model(
@@ -84,7 +97,7 @@ def load_model(
         config, net, resolve_precision(precision, target), threshold=threshold, guidance=guidance, interval=interval
     )
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
-                 str(content["digest"]), file, target)  # fmt: skip
+                 str(content["digest"]), file, target, str(content["data"]["fingerprint"]))  # fmt: skip
 
 
 def _check_guidance(guidance: float, config: RunConfig, class_names: Sequence[str], file: Path) -> None:

@@ -43,12 +43,13 @@ def hold_out(n: int, share: float) -> tuple[Tensor, Tensor]:
 class Validation:
     """The loss of a denoiser on the held-out images ``held`` of ``dataset``; ``kind`` is a row of LOSSES.
 
-    Draw k takes image k modulo their number, a t spread evenly over its quarter, and noise that depends on k alone:
-    two networks, or two steps of a run, differ by their weights only.
+    Draw k takes image k modulo their number, in an order that mixes classes, a t spread evenly over its quarter, and
+    noise that depends on k alone: two networks, or two steps of a run, differ by their weights only.
     """
 
     def __init__(self, dataset: ImageDataset, held: Tensor, kind: str) -> None:
-        self.dataset, self.held, self.kind = dataset, held, kind
+        self.dataset, self.kind = dataset, kind
+        self.held = held[torch.randperm(len(held), generator=derived_generator("validation order"))]
 
     def __call__(
         self, denoiser: Denoiser, device: torch.device, batch_size: int

@@ -128,6 +128,8 @@ def _memory_advice(args: list[str]) -> str:
     """Which flags of the command save memory."""
     if "sample" in args[:1]:
         return "lower --batch-size; for many images lower -n, or use -o folder/, which keeps none of them in memory"
+    if "evaluate" in args[:1]:
+        return "lower --batch-size; then -n, for samples and features are kept in memory"
     if "train" in args[:1]:
         return "lower --batch-size or --size; train.grad_accum=2 keeps the batch and halves the memory"
     return "give a smaller --size, or fewer --frames" if "noise-demo" in args[:1] else "free memory"

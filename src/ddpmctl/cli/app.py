@@ -9,6 +9,7 @@ import typer
 from ddpmctl import __version__
 from ddpmctl.cli import console
 from ddpmctl.cli.cache import cache
+from ddpmctl.cli.evaluate import evaluate
 from ddpmctl.cli.inspect import inspect
 from ddpmctl.cli.noise_demo import noise_demo
 from ddpmctl.cli.sample import sample
@@ -47,6 +48,7 @@ def root(
 for command, name in (
     (train, "train"),
     (sample, "sample"),
+    (evaluate, "evaluate"),
     (noise_demo, "noise-demo"),
     (inspect, "inspect"),
     (cache, "cache"),

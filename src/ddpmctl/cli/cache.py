@@ -22,7 +22,7 @@ def cache(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Show or clear the decoded images that are kept for later runs.
+    """Show or clear the decoded images, and the features of images, that are kept for later runs.
 
     Training decodes each image once; until the file changes, later runs take its pixels from here. What was used least
     recently makes way for what is new. Where: `$DDPMCTL_CACHE`, else the system's place for caches. How large:
@@ -53,7 +53,7 @@ def _facts(kept: Cache, found: list[Found]) -> dict[str, Any]:
     """Plain scalars, lists and dicts: bytes, seconds since 1970, ``shape`` (N, C, H, W); null where it is unknown."""
     entries = [
         {"data": entry.head.get("root"), "shape": entry.head.get("shape"), "fit": entry.head.get("fit"),
-         "bytes": entry.bytes, "used": entry.used, "folder": str(entry.folder)}
+         "features": entry.head.get("features"), "bytes": entry.bytes, "used": entry.used, "folder": str(entry.folder)}
         for entry in found
     ]  # fmt: skip
     total = sum(entry.bytes for entry in found)
@@ -87,10 +87,15 @@ def _row(entry: Found) -> list[Text]:
     if entry.head:
         count, channels, height, width = entry.head["shape"]
         colours = {1: "grey", 3: "rgb", 4: "rgba"}.get(channels, str(channels))
-        what = [shown(entry.head["root"]), f"{count:,}", f"{height}x{width} {colours}", str(entry.head.get("fit"))]
+        what = [shown(entry.head["root"]), f"{count:,}", f"{height}x{width} {colours}", _fit(entry)]
     else:
         what = ["(being written)" if entry.unfinished else "(damaged)", "", "", ""]
     return [Text(word) for word in (*what, _size(entry.bytes), used)]
+
+
+def _fit(entry: Found) -> str:
+    """``crop``, and of features which."""
+    return ", ".join(str(entry.head[key]) for key in ("fit", "features") if entry.head.get(key))
 
 
 def _size(size: float) -> str:

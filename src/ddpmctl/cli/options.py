@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.rows import row_names
+from ddpmctl.errors import ConfigError
+from ddpmctl.rows import nearest, row_names
 
 
 def choices(module: str, table: str) -> str:
@@ -19,6 +20,13 @@ def choices(module: str, table: str) -> str:
 def complete(module: str, table: str) -> Callable[[str], list[str]]:
     """Shell completion from a table's names."""
     return lambda incomplete: [name for name in row_names(module, table) if name.startswith(incomplete)]
+
+
+def check_choices(given: dict[str, tuple[str | None, tuple[str, ...]]]) -> None:
+    """Flag -> its value and the names to choose from; raises :class:`ConfigError` for one that is none of them."""
+    for flag, (value, names) in given.items():
+        if value is not None and value not in names:
+            raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(value, names)}", "")
 
 
 def reading(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
+from ddpmctl.cli.options import Debug, Quiet, check_choices, choices, complete, reading, switch
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def sample(
     from ddpmctl.outputs import Job, choose_output
     from ddpmctl.rows import row_names
 
-    _check_choices({
+    check_choices({
         "--quality": (quality, row_names("sampling", "QUALITIES")),
         "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
         "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
@@ -84,7 +84,7 @@ def sample(
         raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
     steps = way.steps_of(timesteps)
     way = way._replace(steps=steps)
-    labels = _labels(model, class_name, n)
+    labels = model.labels_for(class_name, n)
     start = _start(picture, strength, model)
     taken = len(levels(model.denoiser.schedule, way, start)) - 1
     guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
@@ -107,16 +107,6 @@ def sample(
         _run(model, target, labels, way, start, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
     return 0
-
-
-def _check_choices(given: dict[str, tuple[str | None, tuple[str, ...]]]) -> None:
-    """Flag -> its value and the names to choose from."""
-    from ddpmctl.errors import ConfigError
-    from ddpmctl.rows import nearest
-
-    for flag, (value, names) in given.items():
-        if value is not None and value not in names:
-            raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(value, names)}", "")
 
 
 def _check_counts(given: dict[str, int | None]) -> None:
@@ -169,17 +159,6 @@ def _start(picture: Picture | None, strength: float, model: Model) -> Start | No
     data = model.config.data
     pixels = picture.pixels((height, width), channels, fit=data.fit, background=data.background)
     return Start(from_uint8(pixels), strength)
-
-
-def _labels(model: Model, class_name: str | None, n: int) -> list[int] | None:
-    """A class number for each image: the one asked for, or all in turn."""
-    if class_name is not None and class_name != "all":
-        return [model.label_of(class_name)] * n
-    if not model.class_names:
-        if class_name == "all":
-            model.label_of("all")
-        return None
-    return [i % len(model.class_names) for i in range(n)]
 
 
 def _run(

@@ -1,5 +1,7 @@
 """Decoded images kept from run to run, in one folder for all data, within a limit: see :mod:`ddpmctl.data.entry`.
 
+Features of images lie beside them, under the same limit: see :mod:`ddpmctl.data.features`.
+
 An entry is written beside its place and renamed into it, so that there is no half of one; and whatever is damaged or
 cannot be read or written is as if it were not there. The cache never stops a run. No locks: who comes second
 replaces the entry, and what somebody still has mapped lives on without a name.
@@ -22,6 +24,7 @@ from platformdirs import user_cache_path
 
 from ddpmctl.data.draft import UNFINISHED, Draft
 from ddpmctl.data.entry import (
+    FEATURES,
     INDEX,
     About,
     Entry,
@@ -35,6 +38,8 @@ from ddpmctl.data.entry import (
     remove_entry,
     write_index,
 )
+from ddpmctl.data.features import About as FeaturesAbout
+from ddpmctl.data.features import Features, name_of_features, read_features, read_features_head, write_features
 from ddpmctl.errors import ConfigError
 from ddpmctl.files import replacing
 
@@ -45,7 +50,7 @@ DEFAULT_LIMIT = 20 * 2**30
 
 _INDEX_BYTES = 256  # of one file, about
 _ABANDONED_SECONDS = 24 * 3600.0
-_ENTRY = re.compile(r"images-[0-9a-f]{16}-[0-9a-f]{16}")
+_ENTRY = re.compile(r"(images|features)-[0-9a-f]{16}-[0-9a-f]{16}")
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, StopIteration)
 
 
@@ -53,7 +58,7 @@ _UNUSABLE = (OSError, ValueError, LookupError, TypeError, StopIteration)
 class Found:
     """An entry, or what was left of one being written, as it lies in the folder.
 
-    ``used``: seconds since 1970. ``head``: of :func:`read_head`, empty where that fails.
+    ``used``: seconds since 1970. ``head``: of :func:`read_head`, or :func:`read_features_head`; empty where that fails.
     """
 
     folder: Path
@@ -135,6 +140,28 @@ class Cache:
         except OSError:
             return None
 
+    def features(self, about: FeaturesAbout) -> Features | None:
+        """The features for ``about``, marked as used; None where there are no good ones."""
+        folder = self.folder / name_of_features(about)
+        try:
+            found = read_features(folder, about)
+        except FileNotFoundError:
+            return None
+        except _UNUSABLE:
+            remove_entry(folder)
+            return None
+        with suppress(OSError):
+            os.utime(folder / FEATURES)
+        return found
+
+    def keep_features(self, about: FeaturesAbout, features: Features) -> None:
+        """Keep ``features``, where there is room and it can be written; old entries make way for them."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if features.nbytes + _INDEX_BYTES <= self.room():
+                self.trim(features.nbytes + _INDEX_BYTES)
+                write_features(self.folder / name_of_features(about), about, features)
+
     def room(self) -> int:
         """Bytes that the whole cache may take: the limit, or half of what the disk has for it. Raises ``OSError``."""
         taken = sum(found.bytes for found in self.found())
@@ -186,6 +213,6 @@ def _find(folder: Path) -> Iterator[Found]:
 
 def _head(place: Path) -> dict[str, Any]:
     try:
-        return read_head(place)
+        return read_features_head(place) if place.name.startswith("features-") else read_head(place)
     except _UNUSABLE:
         return {}

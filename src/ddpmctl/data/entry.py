@@ -30,6 +30,7 @@ from ddpmctl.data.decode import Pixels, Probe, parse_colour
 
 PIXELS = "pixels"
 INDEX = "index"
+FEATURES = "features.npz"
 _CHUNK = 64 * 2**20
 
 # A change within the same tick of the file system's clock leaves no trace; the coarsest clocks tick every 2 s.
@@ -212,7 +213,7 @@ def contents(records: Records) -> list[str]:
 
 def files_of(place: Path) -> list[Path]:
     """The files that we have written in the folder of an entry."""
-    names = [place / INDEX, place / PIXELS, *place.glob(".ddpmctl-*.tmp")]
+    names = [place / INDEX, place / PIXELS, place / FEATURES, *place.glob(".ddpmctl-*.tmp")]
     return [path for path in names if path.is_file() and not path.is_symlink()]
 
 

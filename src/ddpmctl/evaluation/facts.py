@@ -1,0 +1,181 @@
+"""An evaluation from end to end, as plain dicts: for the screen and for ``--json``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpmctl.config import DataConfig
+from ddpmctl.core.samplers import evaluations
+from ddpmctl.data.dataset import ImageDataset, load_images
+from ddpmctl.data.report import Progress
+from ddpmctl.errors import ConfigError, DataError
+from ddpmctl.evaluation.distances import NEIGHBOURS, check_enough, distances, doubts
+from ddpmctl.evaluation.features import FEATURES
+from ddpmctl.evaluation.likelihood import (
+    BOUND_DRAWS,
+    BOUND_IMAGES,
+    LOSS_DRAWS,
+    bits_per_dim,
+    fixed_noise_loss,
+    unseen,
+)
+from ddpmctl.evaluation.memorised import MANY_HELD_OUT, QUANTILE, Nearest, nearest, sheet, suspicious
+from ddpmctl.evaluation.sets import Extractor, chosen, data_of, draw
+from ddpmctl.images import save_png
+from ddpmctl.sampling import Model, Plan
+from ddpmctl.validation import hold_out
+
+Facts = dict[str, Any]
+Bars = Callable[[str], AbstractContextManager[Progress]]
+"""Shows how far the work of that name is."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is common to all that is compared. ``n``: of each set; ``cache``: whether the user's cache is used."""
+
+    data: Path
+    n: int
+    seed: int
+    extractor: Extractor
+    bars: Bars
+    cache: bool = True
+
+
+def compare_data(other: Path, size: Any, settings: Settings) -> Facts:
+    """Two sets of images: distances alone. ``size``: as ``data.size``. Raises :class:`DataError` where sizes differ."""
+    config = DataConfig(size=size or "auto", cache=settings.cache)
+    sets, found = [], []
+    for path in (other, settings.data):
+        with settings.bars("reading images") as progress:
+            sets.append(load_images(config, path, progress=progress))
+    if sets[0].size != sets[1].size:
+        sizes = " and ".join(f"{height}x{width}" for height, width in (dataset.size for dataset in sets))
+        raise DataError(f"{other} and {settings.data}: images of {sizes}", "give one --size for both")
+    picked = [chosen(dataset, settings.n, settings.seed) for dataset in sets]
+    check_enough(min(len(which) for which in picked))
+    for dataset, path, which in zip(sets, (other, settings.data), picked, strict=True):
+        found.append(_features_of(settings, dataset, path, config, which))
+    return {
+        "what": {"kind": "images", **_of_images(other, sets[0], picked[0])},
+        "data": _of_images(settings.data, sets[1], picked[1]),
+        "made_with": {"n": len(picked[0]), "seed": settings.seed},
+        **_distances(settings, *found),
+    }
+
+
+def evaluate_model(
+    model: Model,
+    way: Plan,
+    class_name: str | None,
+    settings: Settings,
+    *,
+    weights: str,
+    batch_size: int,
+    sheet_file: Path | None,
+    sheet_of: int,
+    on_smaller: Callable[[int], object],
+) -> Facts:
+    """A model against images: distances, loss, bits per dimension and, with ``sheet_file``, what it learnt by heart.
+
+    Raises :class:`ConfigError` where the sheet is asked for with other images than the model was trained on.
+    """
+    with settings.bars("reading images") as progress:
+        dataset = data_of(model, settings.data, cache=settings.cache, progress=progress)
+    trained_on = dataset.fingerprint == model.fingerprint
+    if sheet_file is not None and not trained_on:
+        raise ConfigError(f"--sheet: {settings.data}: not the images that {model.path} was trained on",
+                          "give those as DATA, or leave --sheet out")  # fmt: skip
+    labels = model.labels_for(class_name, settings.n)
+    label = labels[0] if labels and class_name not in (None, "all") else None
+    which = chosen(dataset, settings.n, settings.seed, label)
+    check_enough(len(which))
+    with settings.bars("sampling") as progress:
+        samples = draw(model, settings.n, way, seed=settings.seed, labels=labels, batch_size=batch_size,
+                       on_smaller=on_smaller, progress=progress)  # fmt: skip
+    with settings.bars("features of samples") as progress:
+        of_samples = settings.extractor(samples, progress)
+    config = model.config.data
+    needed = which if sheet_file is None else torch.arange(len(dataset))
+    of_data = _features_of(settings, dataset, settings.data, config, needed)
+    facts = {
+        "what": {"kind": "model", "path": str(model.path), "checkpoint": model.digest, "step": model.step,
+                 "weights": weights, "precision": model.precision, "device": str(model.device)},
+        "data": {**_of_images(settings.data, dataset, which), "trained_on": trained_on},
+        "made_with": _made_with(model, way, class_name, settings),
+        **_distances(settings, of_samples, of_data if sheet_file is None else of_data[which]),
+        **_likelihood(model, dataset, batch_size, settings),
+    }  # fmt: skip
+    if sheet_file is not None:
+        found = _memorised(model, dataset, samples, of_samples, of_data, sheet_file, sheet_of, facts)
+        facts["memorised"] = found
+        if found["held_out"] < MANY_HELD_OUT:
+            facts["warnings"].append(f"how near is suspicious is poorly known from {found['held_out']} held-out images")
+    return facts
+
+
+def _features_of(settings: Settings, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor) -> Tensor:
+    with settings.bars("features of images") as progress:
+        return settings.extractor.of_data(dataset, path, config, which, cache=settings.cache, progress=progress)
+
+
+def _of_images(path: Path, dataset: ImageDataset, which: Tensor) -> Facts:
+    return {"path": str(path), "images": len(dataset), "used": len(which), "size": list(dataset.size),
+            "fingerprint": dataset.fingerprint}  # fmt: skip
+
+
+def _made_with(model: Model, way: Plan, class_name: str | None, settings: Settings) -> Facts:
+    steps = way.steps_of(model.denoiser.schedule.timesteps)
+    return {"n": settings.n, "seed": settings.seed, "sampler": way.sampler, "steps": steps,
+            "evaluations": evaluations(way.sampler, steps), "spacing": way.spacing, "threshold": "clip",
+            "guidance": model.denoiser.guidance, "class": class_name or ("all" if model.class_names else None)}  # fmt: skip
+
+
+def _distances(settings: Settings, generated: Tensor, real: Tensor) -> Facts:
+    name = settings.extractor.name
+    row = FEATURES[name]
+    return {
+        "features": {"name": name, "dimension": row.dimension, "note": row.note},
+        "distances": {**distances(generated, real, seed=settings.seed)._asdict(), "neighbours": NEIGHBOURS},
+        "warnings": doubts(len(generated), len(real), row.dimension),
+    }
+
+
+def _likelihood(model: Model, dataset: ImageDataset, batch_size: int, settings: Settings) -> Facts:
+    which, of = unseen(model, dataset)
+    with settings.bars("loss") as progress:
+        loss = fixed_noise_loss(model, dataset, which, batch_size, progress)
+    with settings.bars("bits per dimension") as progress:
+        bits = bits_per_dim(model, dataset, which, batch_size, progress)
+    return {
+        "loss": {"kind": model.config.diffusion.loss, "of": of, "images": min(len(which), LOSS_DRAWS),
+                 "draws": LOSS_DRAWS, "mean": loss.loss, "quarters": list(loss.quarters)},
+        "bits_per_dim": {"of": of, "images": min(len(which), BOUND_IMAGES), "draws": BOUND_DRAWS + 1,
+                         "variance": {name: found._asdict() for name, found in bits.items()}},
+    }  # fmt: skip
+
+
+def _memorised(
+    model: Model, dataset: ImageDataset, samples: Tensor, of_samples: Tensor, of_data: Tensor,
+    file: Path, count: int, facts: Facts,
+) -> Facts:  # fmt: skip
+    """Write the sheet; the share of samples nearer to training images than held-out images are, by pixels and features."""
+    train, held = hold_out(len(dataset), model.config.data.holdout)
+    found: Facts = {"quantile": QUANTILE, "training": len(train), "held_out": len(held), "sheet": str(file)}
+    near: list[Nearest] = []
+    for name, ours, theirs in (("pixels", samples, dataset.images), ("features", of_samples, of_data)):
+        base = theirs[train]
+        near.append(nearest(ours, base))
+        of_held = nearest(theirs[held], base, 1) if len(held) else None
+        found[name] = suspicious(near[-1], of_held)._asdict()
+    title = f"{model.path.name}: the nearest of {len(train):,} training images"
+    picture = sheet(samples[:count], dataset.images[train], near[0], near[1], title)
+    save_png(file, picture, {"kind": "evaluate", **facts["what"], **facts["made_with"], "memorised": found})
+    return found

@@ -1,0 +1,120 @@
+"""Sets of images to compare: drawn from a model, or chosen from a data set, and their features."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpmctl.config import DataConfig
+from ddpmctl.core.noise import derived_generator
+from ddpmctl.data.cache import Cache
+from ddpmctl.data.dataset import ImageDataset, load_images
+from ddpmctl.data.features import About
+from ddpmctl.data.report import Progress
+from ddpmctl.errors import DataError
+from ddpmctl.evaluation import features
+from ddpmctl.evaluation.features import FEATURES, extract, load_features
+from ddpmctl.images import to_uint8
+from ddpmctl.sampling import Model, Plan, generate
+
+
+def data_of(model: Model, path: Path, *, cache: bool = True, progress: Progress | None = None) -> ImageDataset:
+    """The images below ``path``, made as those were that ``model`` was trained on, with its numbers of classes.
+
+    Raises as :func:`load_images`, and :class:`DataError` for a class that the model does not know.
+    """
+    channels, height, width = model.image_shape
+    config = model.config.data.model_copy(
+        update={"size": (height, width), "channels": channels, "cache": cache and model.config.data.cache}
+    )
+    dataset = load_images(config, path, progress=progress)
+    if dataset.labels is None:
+        return dataset
+    unknown = [name for name in dataset.class_names if name not in model.class_names]
+    if unknown:
+        known = ", ".join(model.class_names)
+        raise DataError(f"{path}: {model.path} has no class {unknown[0]}", f"its classes: {known}")
+    numbers = torch.tensor([model.class_names.index(name) for name in dataset.class_names])
+    return ImageDataset(
+        dataset.images, numbers[dataset.labels], model.class_names, dataset.report, dataset.fingerprint
+    )
+
+
+def chosen(dataset: ImageDataset, n: int | None, seed: int, label: int | None = None) -> Tensor:
+    """Indices of ``n`` images, of class ``label`` where that is given, sorted; all where there are no more, or n is None."""
+    all_of_them = torch.arange(len(dataset))
+    if label is not None and dataset.labels is not None:
+        all_of_them = all_of_them[dataset.labels == label]
+    if n is None or n >= len(all_of_them):
+        return all_of_them
+    order = torch.randperm(len(all_of_them), generator=derived_generator(seed, "real images"))
+    return all_of_them[order[:n]].sort().values
+
+
+def draw(
+    model: Model,
+    n: int,
+    way: Plan,
+    *,
+    seed: int,
+    labels: list[int] | None,
+    batch_size: int,
+    on_smaller: Callable[[int], object],
+    progress: Progress,
+) -> Tensor:
+    """``n`` images of ``model`` as uint8 (N, C, H, W): those that ``ddpmctl sample`` makes with the same settings."""
+    images = torch.empty((n, *model.image_shape), dtype=torch.uint8)
+    walk = generate(
+        model.denoiser, model.image_shape, n, seed=seed, way=way, labels=labels,
+        device=model.device, batch_size=batch_size, on_smaller=on_smaller,
+    )  # fmt: skip
+    for numbers, state in walk:
+        if state.t == 0:
+            images[numbers.start : numbers.stop] = to_uint8(state.x_t).cpu()
+            progress(numbers.stop, n)
+    return images
+
+
+class Extractor:
+    """Row ``name`` of FEATURES on ``device``; ``weights``: a file of others than its own.
+
+    ``version`` changes with the network: our source, its packages, and that file.
+    """
+
+    def __init__(self, name: str, device: torch.device, weights: Path | None = None, batch_size: int = 64) -> None:
+        """Raises :class:`ConfigError` where a part is missing: now, and not after an hour of sampling."""
+        self.name, self.device, self.batch_size = name, device, batch_size
+        self.net = load_features(name, device, weights)
+        own = hashlib.sha256(inspect.getsource(features).encode()).hexdigest()[:16]
+        file = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights else "own"
+        packages = [version(package) for package in ("torch_fidelity", *FEATURES[name].packages)]
+        self.version = " ".join([own, file, *packages])
+
+    def __call__(self, images: Tensor, progress: Progress) -> Tensor:
+        """Features (N, D) of uint8 (N, C, H, W)."""
+        return extract(images, self.net, self.device, batch_size=self.batch_size, progress=progress)
+
+    def of_data(
+        self, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor, *, cache: bool, progress: Progress
+    ) -> Tensor:
+        """Features of the images ``which`` of ``dataset``, that ``config`` read from ``path``: from the cache, if there."""
+        kept = Cache.of_user() if cache and config.cache else None
+        about: About = {
+            "root": str(path.resolve()), "fingerprint": dataset.fingerprint, "features": self.name,
+            "network": self.version, "device": self.device.type, "shape": [len(which), dataset.channels, *dataset.size],
+            "fit": config.fit, "background": config.background,
+            "which": hashlib.sha256(which.numpy().tobytes()).hexdigest()[:16],
+        }  # fmt: skip
+        found = kept.features(about) if kept else None
+        if found is not None:
+            return torch.from_numpy(found)
+        made = self(dataset.images[which], progress)
+        if kept:
+            kept.keep_features(about, made.numpy())
+        return made

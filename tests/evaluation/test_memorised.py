@@ -1,0 +1,49 @@
+"""Nearest training images, and the share of samples that are suspiciously near."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddpmctl.evaluation import memorised
+from ddpmctl.evaluation.memorised import Nearest, nearest, sheet, suspicious
+
+
+def images(n: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("block", [4, 1024])
+def test_nearest_are_those_of_all_distances(monkeypatch, block):
+    monkeypatch.setattr(memorised, "_BLOCK", block)
+    queries, base = images(9, 0), images(13, 1)
+    base[11] = queries[5]
+    base[2] = queries[5]
+    base[2, 0, 0, 0] += 1
+    found = nearest(queries, base)
+    apart = (queries[:, None].double() - base[None].double()).square().mean(dim=(2, 3, 4)).sqrt()
+    exact, order = apart.sort(dim=1)
+    torch.testing.assert_close(found.distances.double(), exact[:, :3], rtol=1e-6, atol=1e-6)
+    assert torch.equal(found.indices, order[:, :3])
+    assert found.indices[5, :2].tolist() == [11, 2] and found.distances[5, 0] == 0
+    assert nearest(queries, base[:2]).indices.shape == (9, 2)
+
+
+def test_share_of_samples_nearer_than_held_out_images():
+    training, held = images(300, 0), images(100, 1)
+    of_held = nearest(held, training, 1)
+    copies = nearest(torch.cat([training[:30], images(70, 2)]), training)
+    found = suspicious(copies, of_held)
+    assert found.share is not None and 0.3 <= found.share < 0.36
+    others = suspicious(of_held, of_held)
+    assert others.share == pytest.approx(0.01)
+    assert suspicious(copies, None) == (None, None)
+
+
+def test_sheet_has_a_titled_row_for_each_sample():
+    samples, training = images(4, 0), images(9, 1)
+    near = nearest(samples, training)
+    one, four = (sheet(samples[:count], training, near, near, "title") for count in (1, 4))
+    assert four.width == one.width and four.height > one.height + 3 * 75
+    few = Nearest(near.distances[:, :1], near.indices[:, :1])
+    assert sheet(samples[:, :1], training[:, :1], few, few, "title").width < four.width
