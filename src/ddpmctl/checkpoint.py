@@ -121,6 +121,17 @@ def load(path: Path) -> dict[str, Any]:
     return {**content, "digest": digest}
 
 
+def step_of(file: Path) -> int:
+    """The step that a checkpoint or sample grid is named after; -1 for another name, such as step-5-best.pt."""
+    match = re.fullmatch(r"step-(\d+)", file.stem)
+    return int(match[1]) if match else -1
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The checkpoints of ``folder`` by their names, of most steps first. Raises ``OSError``."""
+    return sorted((file for file in folder.glob("step-*.pt") if step_of(file) >= 0), key=step_of, reverse=True)
+
+
 @contextmanager
 def naming_a_good_one() -> Iterator[None]:
     """Within it the error of a damaged checkpoint names the newest good one beside it, or says that there is none."""
@@ -134,9 +145,9 @@ def naming_a_good_one() -> Iterator[None]:
 
 def _newest_good_beside(path: Path) -> Path | None:
     """The checkpoint of the most steps in the same folder that reads back whole."""
-    steps = {file: int(match[1]) for file in path.parent.glob("step-*.pt")
-             if (match := re.fullmatch(r"step-(\d+)", file.stem)) and file != path}  # fmt: skip
-    for file in sorted(steps, key=lambda file: steps[file], reverse=True):
+    for file in files_in(path.parent):
+        if file == path:
+            continue
         try:
             load(file)
         except CheckpointError:

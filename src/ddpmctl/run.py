@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ddpmctl.divergence import Watch, advice
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
 from ddpmctl.events import Busy, Notice, Saved
 from ddpmctl.images import save_png
+from ddpmctl.keeping import Attempts, Kept
 from ddpmctl.metrics import Window
 from ddpmctl.preview import Preview
 from ddpmctl.runfile import to_yaml
@@ -65,9 +66,7 @@ class Run:
         self._watch = Watch(config.train.bad_steps, scaling=scaler.is_enabled())
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
         self._window, self._begun = Window(), False
-        self._saved_step = self._planned_step = self._tried_step = 0
-        self._saved_pending = False
-        self._failing: dict[Path, str] = {}
+        self._kept, self._trying = Kept(), Attempts()
 
     def _new_net(self) -> torch.nn.Module:
         torch.manual_seed(derive_seed(self.config.seed, "init"))
@@ -79,15 +78,13 @@ class Run:
             self.state.load_state_dict(content)
             self._window.restore(content.get("window", []))
             self._watch.in_a_row = int(content.get("bad_in_a_row", 0))
-            self.folder.metrics.void_after = content.get("void_after")
-            self.folder.metrics.wait(content.get("unwritten", []))
-            self._planned_step = int(content.get("planned", self.state.step))
+            self.folder.metrics.restore(content)
+            planned = int(content.get("planned", self.state.step))
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: does not fit this run", "resume with the settings it was made with"
             ) from error
-        self._saved_step, self._tried_step = self.state.step, self._planned_step
-        self._saved_pending = not self._window.empty()
+        self._kept = Kept(self.state.step, planned, tried=planned, pending=not self._window.empty())
 
     def begin(self) -> None:
         """Make the run folder, and forget what lies past the step to go on from. Raises :class:`OutputError`."""
@@ -151,23 +148,12 @@ class Run:
 
     def _checkpoint_is_due(self) -> bool:
         """Every save_every steps; within a row of steps that could not be applied, when it is over."""
-        every = self.config.train.save_every
-        return self.state.step // every > self._tried_step // every and not self._watch.in_a_row
+        return self._kept.due(self.state.step, self.config.train.save_every) and not self._watch.in_a_row
 
     def finished(self) -> bool:
         """Whether all steps are done, saved and shown."""
         written = self._window.empty() and not self.folder.metrics.unwritten
         return self._at_end() and written and self.folder.has_sample(self.state.step)
-
-    def _trying(self, file: Path, write: Callable[[], object]) -> Iterator[Notice]:
-        """Write something that the run can do without; what goes wrong is a notice, the same thing in a row one."""
-        try:
-            write()
-            self._failing.pop(file, None)
-        except OutputError as error:
-            if error.problem != self._failing.get(file):
-                yield Notice(f"{error.problem}: going on, it is tried again later")
-            self._failing[file] = error.problem
 
     def stop(self) -> Iterator[Event]:
         """Save the present step, unless it is; raises :class:`OutputError` when that fails."""
@@ -189,11 +175,8 @@ class Run:
                 raise
             yield Notice(f"{error.problem}: going on, the next try is in {self.config.train.save_every:,} steps")
         else:
-            yield from self._trying(self.folder.checkpoints, self.prune)
-
-    def prune(self) -> None:
-        """Delete checkpoints that are no longer needed; raises :class:`OutputError`."""
-        self.folder.prune(self.config.train.keep, self._planned_step)
+            prune = lambda: self.folder.prune(self.config.train.keep, self._kept.planned)
+            yield from self._trying(self.folder.checkpoints, prune)
 
     def _go_back(self, problem: str) -> Iterator[Event]:
         """Back to the newest good checkpoint, or to the start, with other draws and half the learning rate."""
@@ -214,15 +197,14 @@ class Run:
         found = self.folder.newest_good(unreadable.append, planned=True)
         if found:
             self.restore(found[1], found[0])
-        elif self.folder.checkpoint_files() or self._saved_step:
+        elif self.folder.checkpoint_files() or self._kept.step:
             raise DivergenceError(
                 f"training diverged: {problem}; and no checkpoint can be read", f"see to {self.folder.checkpoints}"
             )
         else:
             state.restart(self._new_net())
             self._window.restore([])
-            self._saved_step = self._planned_step = self._tried_step = 0
-            self._saved_pending = False
+            self._kept = Kept()
         state.rollbacks, state.pardoned = rollbacks + 1, pardoned
         self._watch.reset()
         with suppress(OutputError):  # the folder does it before it writes anything else
@@ -257,18 +239,19 @@ class Run:
         bad = self.state.first_not_finite()
         if bad:
             raise DivergenceError(f"step {self.state.step:,}: not finite: {bad}", "resume with a lower --lr")
-        if planned := self._checkpoint_is_due():
-            self._tried_step = self.state.step
+        step, planned = self.state.step, self._kept.planned
+        if self._checkpoint_is_due():
+            planned = step
+            self._kept = self._kept._replace(tried=step)
         if self.folder.lost():
-            self.folder.retake(self.state.step)
+            self.folder.retake(step)
             self._begun = False
         if not self._begun:
             self.begin()
         self.folder.ready()
         with suppress(OutputError):  # rows that cannot be written go into the checkpoint instead
             self.folder.flush_metrics(to_disk=True)
-        newest_planned = self.state.step if planned else self._planned_step
-        path = self.folder.checkpoint_file(self.state.step)
+        path = self.folder.checkpoint_file(step)
         checkpoint.save(path, {
             **self.state.state_dict(),
             "config": self.config.to_dict(),
@@ -277,18 +260,16 @@ class Run:
             "data": {"images": len(self.dataset.images), "fingerprint": self.dataset.fingerprint},
             "window": self._window.to_list(),
             "bad_in_a_row": self._watch.in_a_row,
-            "unwritten": [dict(row) for row in self.folder.metrics.unwritten],
-            "void_after": self.folder.metrics.void_after,
-            "planned": newest_planned,
+            **self.folder.metrics.state_dict(),
+            "planned": planned,
         })  # fmt: skip
-        self._saved_step, self._planned_step = self.state.step, newest_planned
-        self._saved_pending = not self._window.empty()
+        self._kept = Kept(step, planned, self._kept.tried, pending=not self._window.empty())
         self.folder.note_saved()
         return path
 
     def saved(self) -> bool:
         """Whether the last checkpoint is of the present step, and the very last one not of a row that is written since."""
-        return self._saved_step == self.state.step and not (self._at_end() and self._saved_pending and self._window.empty())
+        return self._kept.step == self.state.step and not (self._at_end() and self._kept.pending and self._window.empty())
 
     def validate(self) -> Generator[Event, None, Validated]:
         """The loss of the averaged weights on held-out images; needs some."""

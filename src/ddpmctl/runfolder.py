@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpmctl import checkpoint
+from ddpmctl.checkpoint import step_of
 from ddpmctl.errors import CheckpointError, OutputError
 from ddpmctl.files import output_errors, replacing, there
 from ddpmctl.lock import FolderLock
@@ -78,7 +78,7 @@ class RunFolder:
         """
         if self._lock.replaced() and self.exists():
             raise OutputError(f"{self.path}: something else stands in its place now", "move one of them away")
-        further = [_step_of(file) for file in self.checkpoint_files()] + [int(row["step"]) for row in self.metrics.read()]
+        further = [step_of(file) for file in self.checkpoint_files()] + [int(row["step"]) for row in self.metrics.read()]
         if max(further, default=0) > step:
             raise OutputError(f"{self.path}: another process has gone on with it", "stop one of them")
         self._lock.retake()
@@ -138,8 +138,7 @@ class RunFolder:
     def checkpoint_files(self) -> list[Path]:
         """Checkpoints, newest first."""
         with output_errors(self.checkpoints):
-            ours = [file for file in self.checkpoints.glob("step-*.pt") if _step_of(file) >= 0]  # not step-5-best.pt
-        return sorted(ours, key=_step_of, reverse=True)
+            return checkpoint.files_in(self.checkpoints)
 
     def newest_good(self, warn: Callable[[str], None], *, planned: bool = False) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that reads back whole; damaged ones are passed over with a word. None: there is none.
@@ -201,10 +200,10 @@ class RunFolder:
         # Checkpoints first: whatever comes in between, a run goes on from the same one, and the rest follows from it.
         with output_errors(self.path):
             for file in self.checkpoint_files():
-                if _step_of(file) > step:
+                if step_of(file) > step:
                     file.replace(file.with_name(f"{file.name}.aside"))
             for picture in self.samples.glob("step-*.png"):
-                if _step_of(picture) > step:
+                if step_of(picture) > step:
                     picture.unlink()
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
@@ -215,11 +214,6 @@ class RunFolder:
             if bad:
                 with path.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows([("file", "reason"), *bad])
-
-
-def _step_of(file: Path) -> int:
-    match = re.fullmatch(r"step-(\d+)", file.stem)
-    return int(match[1]) if match else -1
 
 
 def run_of(path: Path) -> Path | None:
@@ -235,7 +229,7 @@ def checkpoint_in(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    files = RunFolder(path).checkpoint_files() or sorted(path.glob("step-*.pt"), key=_step_of, reverse=True)
+    files = RunFolder(path).checkpoint_files() or sorted(path.glob("step-*.pt"), key=step_of, reverse=True)
     if not files:
         run = run_of(path)
         what = "a run that has not saved a checkpoint yet" if run else "a folder without checkpoints"

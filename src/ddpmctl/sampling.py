@@ -48,6 +48,12 @@ class Model:
         """What the network computes in: fp32, bf16 or fp16."""
         return precision_name(self.denoiser.autocast)
 
+    def check_steps(self, steps: int | None) -> None:
+        """Raise :class:`ConfigError` for more steps than the model has."""
+        timesteps = self.denoiser.schedule.timesteps
+        if steps is not None and steps > timesteps:
+            raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
+
     def label_of(self, name: str) -> int:
         """Number of the class ``name``; raises :class:`ConfigError` when there is none."""
         if not self.class_names:

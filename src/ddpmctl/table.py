@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ddpmctl.errors import OutputError
 from ddpmctl.files import output_errors, replacing, sync_folder
@@ -75,8 +76,17 @@ class Table:
     def _counts(self, step: int) -> bool:
         return self.void_after is None or step <= self.void_after
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the rows that wait, and which in the file are void."""
+        return {"unwritten": [dict(row) for row in self.unwritten], "void_after": self.void_after}
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state_dict`, of which parts may be missing."""
+        self.void_after = content.get("void_after")
+        self.wait(content.get("unwritten", []))
+
     def wait(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Of ``rows``, which a checkpoint kept, those wait that have not been written since."""
+        """Of ``rows`` those wait that are not in the file."""
         try:
             written = {int(row["step"]) for row in self.read()}
         except OutputError:  # seen to before anything is written

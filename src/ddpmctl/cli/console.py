@@ -234,9 +234,9 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
 
 
 @contextmanager
-def reading(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar over images being read that vanishes; yields what takes (done, total)."""
-    progress = Bar("reading images", 1)
+def reading(shown: bool = True, what: str = "reading images") -> Iterator[Callable[[int, int], None]]:
+    """A bar over ``what`` is being done that vanishes; yields what takes (done, total)."""
+    progress = Bar(what, 1)
 
     def update(done: int, total: int) -> None:
         if shown:

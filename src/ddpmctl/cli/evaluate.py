@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, check_choices, choices, complete, reading, switch
+from ddpmctl.cli.options import (
+    Debug,
+    Quiet,
+    check_choices,
+    check_counts,
+    check_guidance,
+    choices,
+    complete,
+    reading,
+    switch,
+)
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
 _FEWEST, _MOST = 5, 200_000
@@ -77,7 +85,7 @@ def evaluate(
     from ddpmctl.evaluation.sets import Extractor
 
     extractor = Extractor(features, resolve_device(device), feature_weights, batch_size)
-    settings = Settings(data, n, seed, extractor, _bar, cache=not no_cache)
+    settings = Settings(data, n, seed, extractor, lambda what: console.reading(what=what), cache=not no_cache)
     if two_sets:
         _tell(compare_data(what, size, settings), as_json)
         return 0
@@ -86,9 +94,7 @@ def evaluate(
 
     with naming_a_good_one():
         model = load_model(what, device, weights=weights, precision=precision, guidance=guidance)
-    timesteps = model.denoiser.schedule.timesteps
-    if steps is not None and steps > timesteps:
-        raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
+    model.check_steps(steps)
     facts = evaluate_model(
         model, plan(quality, sampler, steps, spacing), class_name, settings, weights=weights, batch_size=batch_size,
         sheet_file=sheet, sheet_of=sheet_of,
@@ -103,14 +109,11 @@ def _check(counts: dict[str, int | None], guidance: float, sheet: Path | None, o
     from ddpmctl.errors import ConfigError, OutputError
     from ddpmctl.files import check_place
 
-    for flag, number in counts.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
+    check_counts(counts)
     n = counts["-n"] or 0
     if not _FEWEST <= n <= _MOST:
         raise ConfigError(f"-n {n:,}: must be {_FEWEST} to {_MOST:,}", "2048 or more tell models apart")
-    if not 0 <= guidance < math.inf:
-        raise ConfigError(f"--guidance {guidance}: must be a number of at least 0", "1 is none, 2 to 4 is much")
+    check_guidance(guidance)
     if sheet is None:
         return
     if sheet.suffix.lower() != ".png":
@@ -125,22 +128,6 @@ def _is_data(what: Path) -> bool:
     from ddpmctl.inspection import kind_of
 
     return kind_of(what) == "data" and not (what.is_dir() and any(what.glob("step-*.pt")))
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over one part of the work; yields what takes (done, in all)."""
-    bar = console.Bar(what, 1)
-
-    def update(done: int, total: int) -> None:
-        bar.start()
-        bar.set_total(total)
-        bar.update(done)
-
-    try:
-        yield update
-    finally:
-        bar.stop(leave=False)
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:

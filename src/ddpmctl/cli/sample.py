@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, check_choices, choices, complete, reading, switch
+from ddpmctl.cli.options import (
+    Debug,
+    Quiet,
+    check_choices,
+    check_counts,
+    check_guidance,
+    choices,
+    complete,
+    reading,
+    switch,
+)
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
@@ -64,7 +73,9 @@ def sample(
         "--threshold": (threshold, row_names("core.thresholds", "THRESHOLDS")),
         "--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16")),
     })  # fmt: skip
-    _check_counts({"-n": n, "--steps": steps, "--batch-size": batch_size, "--columns": columns, "--scale": scale})
+    check_counts({"-n": n, "--steps": steps, "--batch-size": batch_size, "--columns": columns, "--scale": scale})
+    if n > _MOST_IMAGES:
+        raise ConfigError(f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each")
     if eta is not None and not 0 <= eta <= 1:
         raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
     interval = _interval(guidance, guidance_interval)
@@ -79,10 +90,8 @@ def sample(
     with naming_a_good_one():
         model = load_model(ckpt, device, weights=weights, threshold=threshold, precision=precision,
                            guidance=guidance, interval=interval)  # fmt: skip
-    timesteps = model.denoiser.schedule.timesteps
-    if steps is not None and steps > timesteps:
-        raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
-    steps = way.steps_of(timesteps)
+    model.check_steps(steps)
+    steps = way.steps_of(model.denoiser.schedule.timesteps)
     way = way._replace(steps=steps)
     labels = model.labels_for(class_name, n)
     start = _start(picture, strength, model)
@@ -109,23 +118,11 @@ def sample(
     return 0
 
 
-def _check_counts(given: dict[str, int | None]) -> None:
-    from ddpmctl.errors import ConfigError
-
-    for flag, number in given.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
-    n = given["-n"] or 0
-    if n > _MOST_IMAGES:
-        raise ConfigError(f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each")
-
-
 def _interval(guidance: float, text: str | None) -> tuple[float, float]:
     """The shares of T between which to guide."""
     from ddpmctl.errors import ConfigError
 
-    if not 0 <= guidance < math.inf:
-        raise ConfigError(f"--guidance {guidance}: must be a number of at least 0", "1 is none, 2 to 4 is much")
+    check_guidance(guidance)
     if text is None:
         return 0.0, 1.0
     if guidance == 1:

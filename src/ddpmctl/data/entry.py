@@ -77,15 +77,16 @@ class About:
     def name(self) -> str:
         """The name of the entry's folder."""
         settings = repr((self.size, self.channels, self.fit, self.background))
-        return f"{name_of_data(Path(self.root))}-{_short(settings)}"
+        return f"{name_of_data(Path(self.root))}-{short_digest(settings)}"
 
 
 def name_of_data(root: Path) -> str:
     """How the names of all entries for one folder or zip begin."""
-    return f"images-{_short(repr((decoder_version(), str(root.resolve()))))}"
+    return f"images-{short_digest(repr((decoder_version(), str(root.resolve()))))}"
 
 
-def _short(text: str) -> str:
+def short_digest(text: str) -> str:
+    """Half a sha256, for names."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

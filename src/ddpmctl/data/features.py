@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 import zlib
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ddpmctl.data.entry import FEATURES, decoder_version
+from ddpmctl.data.entry import FEATURES, decoder_version, short_digest
 from ddpmctl.files import replacing
 
 Features = npt.NDArray[np.float32]
@@ -25,11 +24,7 @@ About = dict[str, Any]
 def name_of_features(about: About) -> str:
     """The name of the entry's folder: the data by its fingerprint, then everything else on which features depend."""
     rest = {key: value for key, value in about.items() if key not in ("root", "fingerprint")}
-    return f"features-{_short(about['fingerprint'])}-{_short(json.dumps([decoder_version(), rest], sort_keys=True))}"
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"features-{short_digest(about['fingerprint'])}-{short_digest(json.dumps([decoder_version(), rest], sort_keys=True))}"
 
 
 def write_features(folder: Path, about: About, features: Features) -> None:

@@ -32,19 +32,14 @@ class Bits(NamedTuple):
 def unseen(model: Model, dataset: ImageDataset) -> tuple[Tensor, str]:
     """Indices of the images to measure on, and what they are.
 
-    Where ``dataset`` is what the run was trained on, those that it held out, in its order: so that the loss is its
-    ``val_loss``. Where it is another, or nothing was held out, all of them, in an order that does not follow their names:
-    a loss takes the first few, which would be of one class.
+    Where ``dataset`` is what the run was trained on, those that it held out: so that the loss is its ``val_loss``.
+    Where it is another, or nothing was held out, all of them.
     """
-    shuffled = _shuffled(torch.arange(len(dataset)))
+    everything = torch.arange(len(dataset))
     if dataset.fingerprint == model.fingerprint:
         held = hold_out(len(dataset), model.config.data.holdout)[1]
-        return (held, "images that training held out") if len(held) else (shuffled, "images trained on")
-    return shuffled, "images of DATA"
-
-
-def _shuffled(which: Tensor) -> Tensor:
-    return which[torch.randperm(len(which), generator=derived_generator("evaluated"))]
+        return (held, "images that training held out") if len(held) else (everything, "images trained on")
+    return everything, "images of DATA"
 
 
 def fixed_noise_loss(model: Model, dataset: ImageDataset, which: Tensor, batch_size: int, progress: Progress) -> Validated:
@@ -68,7 +63,7 @@ def bits_per_dim(
     """
     denoiser = copy.copy(model.denoiser)
     denoiser.guidance = 1.0
-    which = _shuffled(which)[:BOUND_IMAGES]
+    which = which[torch.randperm(len(which), generator=derived_generator("evaluated"))][:BOUND_IMAGES]
     found: dict[str, list[Tensor]] = {name: [] for name in VARIANCES}
     for start in range(0, len(which), batch_size):
         batch = which[start : start + batch_size]
