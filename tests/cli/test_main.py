@@ -228,16 +228,16 @@ def test_shell_completion_knows_the_choices(tmp_path):
 def in_a_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The exit code is that of ddpmctl, whatever stands behind the pipe."""
     return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "DDPMCTL": f"{sys.executable} -m ddpmctl", **environment},
+        ["bash", "-c", f'ddpmctl() {{ "$PYTHON" -m ddpmctl "$@"; }}; set -o pipefail; {line}'], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["inspect --defaults", "--help", "--version"])
 def test_a_reader_that_goes_away_is_no_error(command):
-    piped = in_a_shell(f"$DDPMCTL {command} | true")
+    piped = in_a_shell(f"ddpmctl {command} | true")
     assert piped.returncode == 0 and piped.stderr == ""
-    assert in_a_shell("$DDPMCTL inspect nothing 2>&1 | true").returncode == Exit.CONFIG
+    assert in_a_shell("ddpmctl inspect nothing 2>&1 | true").returncode == Exit.CONFIG
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_reader_that_goes_away_is_no_error(command):
     [("| head -n 1", "dumb"), ("| head -n 1", "xterm"), ("2>&1 | true", "xterm"), ("> /dev/full", "xterm")],
 )
 def test_training_outlives_its_reader(photos, tiny, gone, terminal):
-    line = f"$DDPMCTL train '{photos}' -c {tiny} --out run {gone}"
+    line = f"ddpmctl train '{photos}' -c {tiny} --out run {gone}"
     done = in_a_shell(line, FORCE_COLOR="1", TERM=terminal)  # with and without a bar
     assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
     assert (Path("run") / "checkpoints" / "step-00000006.pt").is_file()
@@ -256,7 +256,7 @@ def test_training_outlives_its_reader(photos, tiny, gone, terminal):
     ["inspect --defaults > /dev/full", "inspect tiny.yaml > /dev/full", "--help > /dev/full", "--version >&-"],
 )
 def test_a_result_that_cannot_be_printed_is_an_error(tiny, command):
-    done = in_a_shell(f"$DDPMCTL {command}")
+    done = in_a_shell(f"ddpmctl {command}")
     assert done.returncode == Exit.OUTPUT
     assert done.stderr.startswith("error: stdout: cannot be written: ") and len(done.stderr.splitlines()) == 2
 
