@@ -519,6 +519,15 @@ def test_size_that_does_not_halve_evenly(size, levels, padding, problem, advice)
     assert caught.value.advice.endswith("or fewer model.channel_mults")
 
 
+def test_size_that_does_not_go_into_patches():
+    config = settings(model={"channel_mults": [1, 1], "attention_levels": [], "patch": 3})
+    check_size(config, (24, 30))
+    with pytest.raises(ConfigError) as caught:
+        check_size(config, (32, 30))
+    assert caught.value.problem == "data.size: 32 pixels are not a multiple of 6, for model.patch 3 halved 1 times"
+    assert caught.value.advice == ("use --size 30 or 36x30, or a smaller model.patch, or fewer model.channel_mults")
+
+
 @pytest.mark.parametrize(("size", "padding"), [((64, 64), 0), ((8, 64), 0), ((28, 28), 2), ((30, 62), 1)])
 def test_size_that_halves_evenly(size, padding):
     check_size(settings(model={"padding": padding}), size)

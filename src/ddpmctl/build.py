@@ -94,6 +94,7 @@ def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
         time_scale=model.time_scale,
         num_classes=num_classes + bool(model.label_dropout) if num_classes else None,
         padding=model.padding,
+        patch=model.patch,
     )
 
 

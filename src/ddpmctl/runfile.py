@@ -262,7 +262,8 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
         raise ConfigError(f"{place('model.base_channels')}: {model.base_channels} is odd", "give an even number")
     if model.label_dropout and not config.data.conditional:
         raise ConfigError(
-            f"{place('model.label_dropout')}: there are no labels to hide", "set data.conditional=true, or label_dropout=0"
+            f"{place('model.label_dropout')}: there are no labels to hide",
+            "set data.conditional=true, or label_dropout=0",
         )
     widths = [model.base_channels * m for m in (1, *model.channel_mults)]
     if model.norm == "group" and any(width % model.norm_groups for width in widths):
@@ -278,12 +279,12 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
 
 
 def check_size(config: RunConfig, size: tuple[int, int]) -> None:
-    """Height and width plus padding must halve evenly once for each level below the first.
+    """Height and width plus padding must divide by the patch, and halve evenly once for each level below the first.
 
     Raises :class:`ConfigError` that advises the nearest sizes, and padding, that do.
     """
-    factor: int = 2 ** (len(config.model.channel_mults) - 1)
-    pad = config.model.padding
+    pad, patch, halvings = config.model.padding, config.model.patch, len(config.model.channel_mults) - 1
+    factor: int = patch * 2**halvings
 
     def fits(side: int, padding: int = pad) -> bool:
         return (side + 2 * padding) % factor == 0
@@ -305,8 +306,12 @@ def check_size(config: RunConfig, size: tuple[int, int]) -> None:
     paddings = [p for p in range(65) if all(fits(side, p) for side in size)]
     ways = [f"--size {' or '.join(sizes)}", *(f"--set model.padding={p}" for p in paddings[:1])]
     padded = f" with padding {pad}" if pad else ""
+    misfit = f"do not halve evenly {halvings} times"
+    if patch > 1:
+        misfit = f"are not a multiple of {factor}, for model.patch {patch} halved {halvings} times"
+        ways.append("a smaller model.patch")
     raise ConfigError(
-        f"data.size: {bad[0]} pixels{padded} do not halve evenly {factor.bit_length() - 1} times",
+        f"data.size: {bad[0]} pixels{padded} {misfit}",
         f"use {', or '.join([*ways, 'fewer model.channel_mults'])}",
     )
 

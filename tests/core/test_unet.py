@@ -80,6 +80,26 @@ def test_size_that_does_not_halve_evenly(size, levels, padding):
 
 
 @torch.no_grad()
+def test_patches_are_channels_of_a_smaller_image():
+    """As a network without patches sees them when each becomes a pixel of p x p times the channels, by hand."""
+    net, inner = unet(3, patch=2), unet(12)
+    inner.load_state_dict(net.state_dict())
+    x = image(2, 3, 8, 12)
+    cells = torch.stack([x[:, c, i::2, j::2] for c in range(3) for i in range(2) for j in range(2)], dim=1)
+    out, small = net(x, steps(1, 2)), inner(cells, steps(1, 2))
+    assert out.shape == x.shape
+    for c in range(3):
+        for i in range(2):
+            for j in range(2):
+                torch.testing.assert_close(out[:, c, i::2, j::2], small[:, 4 * c + 2 * i + j])
+
+
+def test_size_that_does_not_go_into_patches():
+    with pytest.raises(ValueError, match="multiples of 6"):
+        unet(channel_mults=(1, 1), patch=3)(image(1, 3, 8, 12), steps(0))
+
+
+@torch.no_grad()
 def test_class_changes_the_output():
     net, x = unet(num_classes=3), image(3, 3, 8, 8)[:1].expand(3, -1, -1, -1)
     out = net(x, steps(4, 4, 4), torch.tensor([0, 1, 0]))

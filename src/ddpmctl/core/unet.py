@@ -131,7 +131,8 @@ class UNet(nn.Module):
     """Image (B, C, H, W), step index (B,) and class (B,) to an output of the image's shape.
 
     ``time_width`` None: no time input. ``num_classes`` None: no class input. ``padding`` pixels are added on each
-    side (zeros) and cropped from the output. ``attention_levels`` counts from 0, full size;
+    side (zeros) and cropped from the output. With ``patch`` p the network works on p x p pixels at a time, p^2 C channels
+    of a p-th of the size (Luhman & Luhman 2022). ``attention_levels`` counts from 0, the size after that;
     the middle always has attention.
     """
 
@@ -151,9 +152,15 @@ class UNet(nn.Module):
         time_scale: float = 1.0,
         num_classes: int | None = None,
         padding: int = 0,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        self.padding, self.num_classes, self.activation = padding, num_classes, ACTIVATIONS[activation]
+        self.padding, self.patch, self.num_classes, self.activation = (
+            padding,
+            patch,
+            num_classes,
+            ACTIVATIONS[activation],
+        )
 
         def make_norm(channels: int) -> nn.Module:
             return NORMS[norm](channels, norm_groups)
@@ -165,6 +172,7 @@ class UNet(nn.Module):
             )  # fmt: skip
 
         self.time = TimeEmbedding(base_channels, time_width, time_scale, self.activation) if time_width else None
+        image_channels *= patch**2
         self.conv_in = nn.Conv2d(image_channels, base_channels, 3, padding=1)
         widths = [base_channels * m for m in channel_mults]
         channels, skips, last = base_channels, [base_channels], len(widths) - 1
@@ -193,17 +201,17 @@ class UNet(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(channels, image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t_index: Tensor, label: Tensor | None = None) -> Tensor:
-        """Raises ``ValueError`` when a class is missing or superfluous, or height or width do not halve evenly."""
+        """Raises ``ValueError`` when a class is missing or superfluous, or height or width do not divide evenly."""
         if (label is None) != (self.num_classes is None):
             raise ValueError("label needed" if label is None else "this network was trained without classes")
         if self.padding:
             x = F.pad(x, [self.padding] * 4)
-        halvings = sum(isinstance(module, Downsample) for module in self.down)
-        if any(side % 2**halvings for side in x.shape[-2:]):
-            raise ValueError(f"height and width {tuple(x.shape[-2:])} must be multiples of {2**halvings}")
+        factor = self.patch * 2 ** sum(isinstance(module, Downsample) for module in self.down)
+        if any(side % factor for side in x.shape[-2:]):
+            raise ValueError(f"height and width {tuple(x.shape[-2:])} must be multiples of {factor}")
 
         time = self.time(t_index) if self.time is not None else None
-        h = self.conv_in(x)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for module in self.down:
             h = module(h, time, label) if isinstance(module, ResidualBlock) else module(h)
@@ -212,5 +220,5 @@ class UNet(nn.Module):
             h = module(h, time, label)
         for module in self.up:
             h = module(h) if isinstance(module, Upsample) else module(torch.cat([h, skips.pop()], 1), time, label)
-        out: Tensor = self.conv_out(self.activation(self.norm_out(h)))
+        out: Tensor = F.pixel_shuffle(self.conv_out(self.activation(self.norm_out(h))), self.patch)
         return out[..., self.padding : -self.padding, self.padding : -self.padding] if self.padding else out
