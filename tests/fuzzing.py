@@ -155,9 +155,7 @@ def snapshot(folder: Path) -> Snapshot:
     for path in folder.rglob("*"):
         status = path.lstat()
         is_folder = path.is_dir() and not path.is_symlink()
-        found[str(path.relative_to(folder))] = (
-            (0, 0, 0) if is_folder else (status.st_ino, status.st_size, status.st_mtime_ns)
-        )
+        found[str(path.relative_to(folder))] = (0, 0, 0) if is_folder else (status.st_ino, status.st_size, status.st_mtime_ns)
     return found
 
 
@@ -213,11 +211,6 @@ def check(done: Done, *names: str) -> None:
 
 def check_named(text: str, names: Sequence[str]) -> None:
     """One of ``names`` stands in ``text`` as a word, as it is or with what cannot be printed escaped."""
-    forms = {
-        form
-        for name in names
-        if name.strip()
-        for form in (name, name.encode("unicode_escape").decode(), name.replace("\n", r"\x0a"))
-    }
+    forms = {form for name in names if name.strip() for form in (name, name.encode("unicode_escape").decode(), name.replace("\n", r"\x0a"))}
     pattern = "|".join(rf"(?<!\w){re.escape(form)}(?!\w)" for form in forms)
     assert re.search(pattern, text), (text, names)

@@ -204,9 +204,7 @@ def test_whole_checkpoints_of_strange_content_are_refused_by_name(part, value):
     assert isinstance(error, DamagedError) and part.partition(".")[0] in error.problem and "digest" not in error.problem
 
 
-@pytest.mark.parametrize(
-    "part", ["config", "net", "ema.steps", "optimizer", "optimizer.state.0.exp_avg", "data.images", "version"]
-)
+@pytest.mark.parametrize("part", ["config", "net", "ema.steps", "optimizer", "optimizer.state.0.exp_avg", "data.images", "version"])
 def test_a_part_that_is_gone_is_named(part):
     content = changed(part, "gone") if part in CONTENT or "." in part else {**CONTENT, "version": None}
     assert part in said(_saved_unchecked(content).read_bytes()).problem

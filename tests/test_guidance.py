@@ -79,9 +79,7 @@ def test_a_resumed_run_hides_the_same_labels():
 
 def test_guidance_changes_the_images_and_is_told(guidable, capsys):
     def made(*flags: str) -> np.ndarray:
-        assert (
-            main(["sample", str(guidable), "-n", "2", "--steps", "4", "-o", "x.npz", "--overwrite", "-q", *flags]) == 0
-        )
+        assert main(["sample", str(guidable), "-n", "2", "--steps", "4", "-o", "x.npz", "--overwrite", "-q", *flags]) == 0
         return np.load("x.npz")["images"].astype(int)
 
     plain = made()

@@ -26,9 +26,7 @@ def picture() -> torch.Tensor:
     return torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.mark.parametrize(
-    ("strength", "steps", "taken"), [(0.6, 20, 12), (1.0, 20, 20), (0.01, 20, 1), (0.5, 1, 1), (0.3, 1000, 300)]
-)
+@pytest.mark.parametrize(("strength", "steps", "taken"), [(0.6, 20, 12), (1.0, 20, 20), (0.01, 20, 1), (0.5, 1, 1), (0.3, 1000, 300)])
 def test_the_last_steps_of_the_whole_way_are_taken(strength, steps, taken):
     way = Plan("ddim", steps, "linear")
     whole, part = levels(SCHEDULE, way), levels(SCHEDULE, way, Start(picture(), strength))
@@ -45,9 +43,7 @@ def test_a_network_that_knows_the_picture_brings_it_back_and_begins_with_it_nois
 
     start = Start(picture(), 0.4)
     way = USUAL[sampler]._replace(steps=10)
-    *_, last = generate(
-        Denoiser(net, SCHEDULE, "x0"), (3, 4, 4), 5, seed=9, way=way, device=CPU, start=start, batch_size=5
-    )
+    *_, last = generate(Denoiser(net, SCHEDULE, "x0"), (3, 4, 4), 5, seed=9, way=way, device=CPU, start=start, batch_size=5)
     assert torch.allclose(last.state.x_t, picture().expand(5, 3, 4, 4), atol=1e-5)
     x_t, t = seen[0]
     assert t == levels(SCHEDULE, way, start)[0] < 1000
@@ -85,26 +81,7 @@ def test_the_command_starts_from_a_picture_and_says_how_to_do_it_again(trained, 
 @pytest.mark.parametrize("output", ["x.gif", "x.npz", "x/"])
 def test_every_kind_of_output_starts_from_a_picture(trained, photos, output):
     image = str(sorted(photos.rglob("*.png"))[0])
-    assert (
-        main(
-            [
-                "sample",
-                str(trained),
-                "-n",
-                "2",
-                "--steps",
-                "10",
-                "--init",
-                image,
-                "--strength",
-                "0.5",
-                "-o",
-                output,
-                "-q",
-            ]
-        )
-        == 0
-    )
+    assert main(["sample", str(trained), "-n", "2", "--steps", "10", "--init", image, "--strength", "0.5", "-o", output, "-q"]) == 0
     if output == "x.gif":
         with Image.open("x.gif") as animation:
             assert animation.n_frames == 6, "from the noised picture over five steps"
@@ -120,7 +97,5 @@ def test_every_kind_of_output_starts_from_a_picture(trained, photos, output):
 ])  # fmt: skip
 def test_what_cannot_be_started_from_is_refused(trained, photos, capsys, flags, code, said):
     photo = str(sorted(photos.rglob("*.png"))[0])
-    assert (
-        main(["sample", str(trained), "-o", "x.png", *[photo if flag == "PHOTO" else flag for flag in flags]]) == code
-    )
+    assert main(["sample", str(trained), "-o", "x.png", *[photo if flag == "PHOTO" else flag for flag in flags]]) == code
     assert said in capsys.readouterr().err and not Path("x.png").exists()

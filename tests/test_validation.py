@@ -26,9 +26,7 @@ def dataset(n: int) -> ImageDataset:
     return ImageDataset(images, None, [], DataReport(), "")
 
 
-def validate(
-    denoiser: Denoiser, data: ImageDataset, held: torch.Tensor, batch_size: int, kind: str = "l2"
-) -> Validated:
+def validate(denoiser: Denoiser, data: ImageDataset, held: torch.Tensor, batch_size: int, kind: str = "l2") -> Validated:
     return result_of(Validation(data, held, kind)(denoiser, torch.device("cpu"), batch_size))
 
 
@@ -115,12 +113,7 @@ def test_it_is_in_the_metrics_when_due_and_at_the_end(photos, tiny):
     assert main([*command, "--set", "data.holdout=0.25", "--set", "train.val_every=3"]) == 0
     with Path("r/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["step"], bool(row["val_loss"])) for row in rows] == [
-        ("3", True),
-        ("4", False),
-        ("6", True),
-        ("7", True),
-    ]
+    assert [(row["step"], bool(row["val_loss"])) for row in rows] == [("3", True), ("4", False), ("6", True), ("7", True)]
     for row in rows:
         if row["val_loss"]:
             quarters = [float(row[f"val_q{i}"]) for i in range(1, 5)]
@@ -161,6 +154,4 @@ def test_more_held_out_images_than_draws_are_taken_from_all_classes():
     assert torch.equal(held.sort().values, torch.arange(1000))
     for tenth in range(10):
         assert 10 < ((drawn // 100) == tenth).sum() < 45
-    assert [len((held[quarter * DRAWS : (quarter + 1) * DRAWS] // 250).unique()) for quarter in range(QUARTERS)] == [
-        4
-    ] * 4
+    assert [len((held[quarter * DRAWS : (quarter + 1) * DRAWS] // 250).unique()) for quarter in range(QUARTERS)] == [4] * 4

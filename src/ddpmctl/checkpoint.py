@@ -83,9 +83,7 @@ def save(path: Path, content: Mapping[str, Any]) -> str:
             cause = error.__context__
             if cause is not None and not isinstance(cause, Exception):
                 raise cause from None  # an interrupt
-            raise (
-                cause if isinstance(cause, OSError) else OSError(0, "no space left, or an error of the disk")
-            ) from error
+            raise cause if isinstance(cause, OSError) else OSError(0, "no space left, or an error of the disk") from error
     return digest
 
 

@@ -89,9 +89,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they become tensors."""
 
-    path: Place | None = Field(
-        None, description="folder or .zip of images; the DATA argument of the command goes first"
-    )
+    path: Place | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
     size: Size = Field((64, 64), description='64, "48x64" (height x width), or auto: the size that all images share')
     channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
     fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")
@@ -189,12 +187,9 @@ class TrainConfig(Section):
     log_every: Positive = Field(10, description="steps between rows of metrics.csv")
     val_every: Count = Field(1000, description="steps between measurements of val_loss; 0: only at the end")
     bad_steps: Positive = Field(
-        20,
-        description="steps in a row with a loss or gradient that is not finite until the run goes back to a checkpoint",
+        20, description="steps in a row with a loss or gradient that is not finite until the run goes back to a checkpoint"
     )
-    max_rollbacks: Count = Field(
-        3, description="how often it may go back, each time to half the lr, before it gives up"
-    )
+    max_rollbacks: Count = Field(3, description="how often it may go back, each time to half the lr, before it gives up")
 
 
 class RunConfig(Section):

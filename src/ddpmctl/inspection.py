@@ -24,8 +24,7 @@ def kind_of(path: Path) -> str:
     """``run``, ``data``, ``picture``, ``run file`` or ``checkpoint``; raises :class:`ConfigError` when there is nothing."""
     if not path.exists():
         raise ConfigError(
-            f"{path}: no such file or folder",
-            "give a checkpoint, run folder, run file, data, or a PNG or GIF of ddpmctl",
+            f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data, or a PNG or GIF of ddpmctl"
         )
     if path.is_dir():
         from ddpmctl.runfolder import run_of
@@ -149,24 +148,7 @@ def inspect_picture(path: Path) -> Facts:
     return facts
 
 
-_FLAGS = (
-    "sampler",
-    "steps",
-    "spacing",
-    "eta",
-    "variance",
-    "threshold",
-    "guidance",
-    "guidance-interval",
-    "init",
-    "strength",
-    "class",
-    "seed",
-    "weights",
-    "precision",
-    "columns",
-    "scale",
-)
+_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "init", "strength", "class", "seed", "weights", "precision", "columns", "scale")
 
 
 def command_of(made_with: Facts, path: Path) -> str | None:

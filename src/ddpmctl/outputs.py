@@ -195,9 +195,7 @@ def choose_output(out: str | Path | None, *, overwrite: bool) -> tuple[Path, typ
     if kind is None:
         raise ConfigError(f"-o {out}: unknown ending '{path.suffix}'", f"use .png, .gif, .npz, or a folder: -o {out}/")
     if kind is FolderSink and path.exists() and not path.is_dir():
-        raise OutputError(
-            f"{path}: a file, where a folder is to be", "choose another name, or one with .png, .gif or .npz"
-        )
+        raise OutputError(f"{path}: a file, where a folder is to be", "choose another name, or one with .png, .gif or .npz")
     taken = any(path.iterdir()) if path.is_dir() else path.exists()
     if taken and not overwrite:
         what = "exists and is not empty" if path.is_dir() else "exists"

@@ -57,9 +57,7 @@ def loss_curve(
     axes.plot(shown_steps, smooth[::every], color=COLOURS[0], lw=1.8, marker=marker, label="smoothed")
     held_out = [(s, v) for s, v in held_out if math.isfinite(v)]
     if held_out:
-        axes.plot(
-            *zip(*held_out, strict=True), color=COLOURS[1], lw=1.2, marker="o", ms=4, label="held out, averaged weights"
-        )
+        axes.plot(*zip(*held_out, strict=True), color=COLOURS[1], lw=1.2, marker="o", ms=4, label="held out, averaged weights")
     low, high = min(smooth, default=1), max(smooth, default=1)
     if low > 0 and high > 10 * low:
         axes.set_yscale("log")
@@ -79,16 +77,7 @@ def metrics_curve(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         points = [(int(row["step"]), float(row["loss"])) for row in rows]
         held_out = [(int(row["step"]), float(row["val_loss"])) for row in rows if row["val_loss"]]
         loss_curve(path, points, held_out)
-    except (
-        ImportError,
-        RuntimeError,
-        ValueError,
-        MemoryError,
-        OSError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
+    except (ImportError, RuntimeError, ValueError, MemoryError, OSError, TypeError, AttributeError, ArithmeticError) as error:
         raise OutputError(f"{path}: cannot be drawn: {error}") from error
 
 

@@ -30,9 +30,7 @@ def preflight(run: Run) -> Iterator[Notice]:
         yield from _fit_main_memory(run)
     parts, at_once = run.state.parts, run.grid.batch_size
     # Adam's moments come with the first update: hold their room while trying.
-    moments = (
-        [] if run.state.optimizer.state else [torch.empty_like(p) for p in run.state.net.parameters() for _ in "mv"]
-    )
+    moments = [] if run.state.optimizer.state else [torch.empty_like(p) for p in run.state.net.parameters() for _ in "mv"]
     add_gradients(run.state, run.denoiser, run.batches, run.config, buffers)
     next(iter(run.grid.walk(run.average, run.config.train.samples, run.grid.steps)))
     del moments
@@ -61,9 +59,7 @@ def _fit_main_memory(run: Run) -> Iterator[Notice]:
     if fits < micro:
         run.state.parts = -(-batch // fits)
         need = small + each * (micro - _SMALL)
-        yield from run.keep_parts(
-            f"{micro} images at once would take {need / 2**30:.1f} GiB of {free / 2**30:.1f} free"
-        )
+        yield from run.keep_parts(f"{micro} images at once would take {need / 2**30:.1f} GiB of {free / 2**30:.1f} free")
 
 
 def _pass(run: Run, n: int) -> None:

@@ -166,9 +166,7 @@ class Run:
         try:
             path = self.save()
             if lost:
-                yield Notice(
-                    f"{self.folder.path}: was moved, deleted or unlocked, and is taken up again under that name"
-                )
+                yield Notice(f"{self.folder.path}: was moved, deleted or unlocked, and is taken up again under that name")
             yield Saved(path)
         except DivergenceError as error:
             yield from self._go_back(error.problem)
@@ -271,9 +269,7 @@ class Run:
 
     def saved(self) -> bool:
         """Whether the last checkpoint is of the present step, and the very last one not of a row that is written since."""
-        return self._kept.step == self.state.step and not (
-            self._at_end() and self._kept.pending and self._window.empty()
-        )
+        return self._kept.step == self.state.step and not (self._at_end() and self._kept.pending and self._window.empty())
 
     def validate(self) -> Generator[Event, None, Validated]:
         """The loss of the averaged weights on held-out images; needs some."""

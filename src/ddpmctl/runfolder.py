@@ -78,9 +78,7 @@ class RunFolder:
         """
         if self._lock.replaced() and self.exists():
             raise OutputError(f"{self.path}: something else stands in its place now", "move one of them away")
-        further = [step_of(file) for file in self.checkpoint_files()] + [
-            int(row["step"]) for row in self.metrics.read()
-        ]
+        further = [step_of(file) for file in self.checkpoint_files()] + [int(row["step"]) for row in self.metrics.read()]
         if max(further, default=0) > step:
             raise OutputError(f"{self.path}: another process has gone on with it", "stop one of them")
         self._lock.retake()

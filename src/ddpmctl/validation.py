@@ -51,7 +51,9 @@ class Validation:
         self.dataset, self.kind = dataset, kind
         self.held = held[torch.randperm(len(held), generator=derived_generator("validation order"))]
 
-    def __call__(self, denoiser: Denoiser, device: torch.device, batch_size: int) -> Generator[Busy, None, Validated]:
+    def __call__(
+        self, denoiser: Denoiser, device: torch.device, batch_size: int
+    ) -> Generator[Busy, None, Validated]:
         """Yields after every batch; ``batch_size``, halved where memory runs out, changes the last digits only."""
         means = []
         for quarter in range(QUARTERS):

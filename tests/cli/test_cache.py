@@ -60,7 +60,9 @@ def test_no_cache_with_the_setting_off(photos: Path, tiny: Path, place: Path) ->
     assert not place.exists()
 
 
-def test_what_is_damaged_or_half_written_is_shown_and_removed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_damaged_or_half_written_is_shown_and_removed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damaged, unfinished = place / "images-0123456789abcdef-0123456789abcdef", place / "images-x_1.tmp"
     for folder in (damaged, unfinished):
         folder.mkdir(parents=True)
@@ -115,9 +117,7 @@ def test_a_long_path_in_a_narrow_terminal(place: Path, monkeypatch: pytest.Monke
 
 
 def test_it_needs_no_torch(place: Path) -> None:
-    program = (
-        "import sys; from ddpmctl.cli import main; code = main(['cache']); sys.exit('torch' in sys.modules or code)"
-    )
+    program = "import sys; from ddpmctl.cli import main; code = main(['cache']); sys.exit('torch' in sys.modules or code)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and str(place) in done.stdout
 

@@ -60,9 +60,7 @@ def test_a_run_against_its_images(trained: Path, capsys: pytest.CaptureFixture[s
     assert "KID of 8 images" in err and "Frechet distance of 8 images" in err
 
 
-def test_classes_are_drawn_and_compared(
-    trained_classes: Path, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classes_are_drawn_and_compared(trained_classes: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = (trained_classes, trained_classes.parent / "photos", "-n", 6, "--steps", 2)
     assert facts_of(capsys, *command, "--class", "cats")["data"]["used"] == 6
     assert facts_of(capsys, *command)["made_with"]["class"] == "all"

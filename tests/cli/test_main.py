@@ -193,9 +193,7 @@ def test_names_move_no_cursor_and_break_no_line(capsys):
         (["noise-demo", "PHOTOS/cats/image 1.png"], "--frames", "--batch-size"),
     ],
 )
-def test_advice_on_memory_names_flags_of_the_command(
-    monkeypatch, trained, photos, tiny, capsys, command, fitting, foreign
-):
+def test_advice_on_memory_names_flags_of_the_command(monkeypatch, trained, photos, tiny, capsys, command, fitting, foreign):
     def too_much(*args, **options):
         raise MemoryError
 

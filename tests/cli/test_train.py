@@ -397,25 +397,11 @@ def test_offset_noise_is_common_to_a_channel_and_follows_from_the_seed(photos, t
     for plain_eps, eps in zip(without, seen, strict=True):
         offset = eps - plain_eps
         assert torch.allclose(offset, offset[:, :, :1, :1].expand_as(offset), atol=1e-6)
-        assert (
-            0.05 < offset[:, :, 0, 0].std() < 0.5 and offset[:, :, 0, 0].unique().numel() == offset[:, :, 0, 0].numel()
-        )
+        assert 0.05 < offset[:, :, 0, 0].std() < 0.5 and offset[:, :, 0, 0].unique().numel() == offset[:, :, 0, 0].numel()
 
 
 def test_a_weighting_changes_training_and_not_the_held_out_loss(photos, tiny):
-    command = [
-        "train",
-        str(photos),
-        "-c",
-        str(tiny),
-        "-q",
-        "--steps",
-        "1",
-        "--set",
-        "data.holdout=0.2",
-        "--set",
-        "train.sample_every=0",
-    ]
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--steps", "1", "--set", "data.holdout=0.2", "--set", "train.sample_every=0"]
     assert main([*command, "--out", "uniform"]) == 0
     assert main([*command, "--out", "weighted", "--set", "diffusion.weighting=p2"]) == 0
     [uniform], [weighted] = rows(Path("uniform")), rows(Path("weighted"))

@@ -56,9 +56,7 @@ def draws(count: int = 1001) -> Iterator[Tensor]:
     return (torch.randn(SHAPE, generator=generator).double() for _ in range(count))
 
 
-def ours(
-    sampler: str, schedule: NoiseSchedule, grid: Sequence[int], prediction: str, **options: object
-) -> list[Tensor]:
+def ours(sampler: str, schedule: NoiseSchedule, grid: Sequence[int], prediction: str, **options: object) -> list[Tensor]:
     stream = draws()
     denoiser = Denoiser(network(schedule, prediction), schedule, prediction, threshold="none")
     states = SAMPLERS[sampler](denoiser, next(stream), grid, noise=lambda: next(stream), **options)
@@ -68,10 +66,7 @@ def ours(
 def scheduler(name: str, schedule: NoiseSchedule, prediction: str = "eps", **options: object) -> Any:
     kind = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[prediction]
     return getattr(diffusers, name)(
-        trained_betas=schedule.betas[1:].tolist(),
-        num_train_timesteps=schedule.timesteps,
-        prediction_type=kind,
-        **options,
+        trained_betas=schedule.betas[1:].tolist(), num_train_timesteps=schedule.timesteps, prediction_type=kind, **options
     )
 
 
@@ -147,12 +142,7 @@ def test_dpm_solver(schedule, grid, sampler, prediction, tables):
     if tables == "ours":
         theirs.sigmas = sigmas(schedule, grid)
     stream = draws()
-    right = walk(
-        theirs,
-        network(schedule, prediction),
-        next(stream),
-        **({"variance_noise": lambda: next(stream)} if sampler == "dpm++sde" else {}),
-    )
+    right = walk(theirs, network(schedule, prediction), next(stream), **({"variance_noise": lambda: next(stream)} if sampler == "dpm++sde" else {}))
     assert difference(ours(sampler, schedule, grid, prediction), right) < 1e-4 if tables == "theirs" else 1e-5
 
 

@@ -186,7 +186,9 @@ def test_bad_files_are_remembered_until_they_change(photos: Path, place: Path, o
     assert_same(data, load(photos, channels=3, cache=False))
 
 
-def test_a_fault_that_may_pass_is_not_remembered(photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_that_may_pass_is_not_remembered(
+    photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def too_much(*_: object) -> None:
         raise MemoryError
 
@@ -674,7 +676,9 @@ def test_strangers_files_stay(photos: Path, place: Path) -> None:
 
 def test_the_index_of_many_files_is_read_quickly() -> None:
     seen = [decode.Probe("RGB", (7, i), "PNG", False, False, False) for i in range(100)]
-    records = {f"{i:06}.png": entry.Record(f"{i} 1 2", seen[i % 100], f"{i:064x}", "", i) for i in range(50_000)}
+    records = {
+        f"{i:06}.png": entry.Record(f"{i} 1 2", seen[i % 100], f"{i:064x}", "", i) for i in range(50_000)
+    }
     about = entry.About("/x", (2, 2), 3, "crop", (0, 0, 0))
     folder = Path("index of many")
     folder.mkdir()

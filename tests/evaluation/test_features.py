@@ -26,9 +26,7 @@ def test_efficientnet_is_the_same_again_and_in_any_batch():
     found = extract(data, net, CPU, batch_size=5)
     assert found.shape == (5, FEATURES["efficientnet-lite0"].dimension) and found.dtype == torch.float32
     assert torch.equal(extract(data, net, CPU, batch_size=5), found)
-    again = extract(
-        data, load_features("efficientnet-lite0", CPU), CPU, batch_size=2, progress=lambda *at: told.append(at)
-    )
+    again = extract(data, load_features("efficientnet-lite0", CPU), CPU, batch_size=2, progress=lambda *at: told.append(at))
     torch.testing.assert_close(again, found, rtol=0, atol=1e-5)
     assert told == [(2, 5), (4, 5), (5, 5)]
     assert (found[0] - found[1]).abs().max() > 0.1

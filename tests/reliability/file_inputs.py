@@ -77,14 +77,7 @@ def images() -> dict[str, bytes]:
         image.save(stream, Image.registered_extensions()[f".{name.rpartition('.')[2]}"], **options)
         found[name] = stream.getvalue()
 
-    for mode, image in {
-        "rgb": rgb,
-        "grey": grey,
-        "rgba": rgba,
-        "p": palette,
-        "bits": bits,
-        "la": rgba.convert("LA"),
-    }.items():
+    for mode, image in {"rgb": rgb, "grey": grey, "rgba": rgba, "p": palette, "bits": bits, "la": rgba.convert("LA")}.items():
         add(f"{mode}.png", image)
     add("wide.png", Image.fromarray(wide))
     add("turned.png", rgb, exif=turned)
@@ -187,11 +180,7 @@ class Zip(NamedTuple):
 
     def refused(self) -> set[str]:
         """Names of the images in an honest one that must not be read from there."""
-        return {
-            member.name.replace("\\", "/")
-            for member in self.members
-            if member.name in _EVIL and member.name.endswith("g")
-        }
+        return {member.name.replace("\\", "/") for member in self.members if member.name in _EVIL and member.name.endswith("g")}
 
 
 _NAMES = [
@@ -204,22 +193,7 @@ _EVIL = [
     "..\\up.png", "\\x.png", "a/../b.png", "../a.jpg", "a:b.png",
 ]  # fmt: skip
 _NO_IMAGES = ["notes.txt", ".hidden.png", "__MACOSX/._a.png", "inner.zip", "rose/", "a.png/", "", "a", ".png", "a.", ".git/a.png", "rose/..png", "..a.png/b.png"]  # fmt: skip
-_FAULTS = [
-    "",
-    "",
-    "",
-    "",
-    "encrypted",
-    "lzma",
-    "bzip2",
-    "method",
-    "size",
-    "packed size",
-    "checksum",
-    "offset",
-    "link",
-    "folder",
-]
+_FAULTS = ["", "", "", "", "encrypted", "lzma", "bzip2", "method", "size", "packed size", "checksum", "offset", "link", "folder"]
 
 
 @cache

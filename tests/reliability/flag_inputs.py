@@ -17,31 +17,10 @@ _WORDS = ["", "0", "true", "null", "[]", "a=b", "=", "--", "-", "-x", "--nothing
           "auto", "all", "cuda:01", "cuda:999", "cuda:\u0661", "mps", "gpu", "Linear"]  # fmt: skip
 _NUMBERS = ["", "0", "-1", "1.5", "00", "+1", "1e400", "-inf", "inf", "nan", "9" * 19, "9" * 30, "9" * 5000, "0x10", "1,2", "１２x", "½", "1 2", "True", "1k5",
             "5m5", "999999999999999d", "1." + "0" * 30 + "1"]  # fmt: skip
-ODD_NAMES = [
-    "a" * 300,
-    "a" * 300 + ".png",
-    "x/" * 3000,
-    "../loop",
-    "../loop.png",
-    "\x1b[31mred.png",
-    "a\nb.png",
-    "a\u202eb.png",
-]
+ODD_NAMES = ["a" * 300, "a" * 300 + ".png", "x/" * 3000, "../loop", "../loop.png", "\x1b[31mred.png", "a\nb.png", "a\u202eb.png"]
 """Names that the system does not take, and names that are no text on one line."""
 
-_NO_PLACES = [
-    "",
-    "~",
-    "*",
-    "$HOME",
-    "\udcff.png",
-    "/dev/null/x",
-    "100%.png",
-    "[bold]x.png",
-    "a;b",
-    "--out.png",
-    *ODD_NAMES,
-]
+_NO_PLACES = ["", "~", "*", "$HOME", "\udcff.png", "/dev/null/x", "100%.png", "[bold]x.png", "a;b", "--out.png", *ODD_NAMES]
 
 _WRONG = dict.fromkeys(("--out", "--config", "--ckpt"), _NO_PLACES) | dict.fromkeys(("-n", "--steps", "--batch-size", "--lr", "--size", "--timesteps", "--seed", "--max-time", "--eta", "--columns", "--scale", "--at", "--frames"), _NUMBERS)  # fmt: skip
 """Values that are wrong for a flag, or nearly so; for the others ``_WORDS``."""
@@ -102,9 +81,7 @@ class Line(NamedTuple):
 
     def names(self) -> set[str]:
         """All that an error may name."""
-        words = {part for word in self.words[1:] for part in (word, word.partition("=")[0])} | {
-            value or "" for _, value in self.flags
-        }
+        words = {part for word in self.words[1:] for part in (word, word.partition("=")[0])} | {value or "" for _, value in self.flags}
         return words | {str(Path(word)) for word in words}
 
 
@@ -112,33 +89,18 @@ class Line(NamedTuple):
 def lines(draw: DrawFn, command: str) -> Line:
     """A command with a few flags, of which some are wrong, and which may have no value or come twice."""
     known = FLAGS[command]
-    words = [
-        command,
-        *draw(
-            st.sampled_from(_GIVEN[command])
-            if draw(st.integers(0, 4))
-            else st.lists(st.sampled_from(_PLACES), max_size=2)
-        ),
-    ]
+    words = [command, *draw(st.sampled_from(_GIVEN[command]) if draw(st.integers(0, 4)) else st.lists(st.sampled_from(_PLACES), max_size=2))]
     flags = list[tuple[str, str | None]](_ALWAYS.get(command, []))
     for _ in range(draw(st.integers(0, 4))):
         flag = draw(st.sampled_from(list(known)))
         values = known[flag]
         wrong = draw(st.integers(0, 3)) == 0
-        flags.append(
-            (flag, None if values is None else draw(st.sampled_from(_WRONG.get(flag, _WORDS) if wrong else values)))
-        )
+        flags.append((flag, None if values is None else draw(st.sampled_from(_WRONG.get(flag, _WORDS) if wrong else values))))
     for flag, value in flags:
         joined = value is not None and flag.startswith("--") and draw(st.integers(0, 3)) == 0
         words += [flag] if value is None else [f"{flag}={value}"] if joined else [flag, value]
     if draw(st.integers(0, 9)) == 0:
-        words.append(
-            draw(
-                st.sampled_from(
-                    [*known, "--nothing", "-z", "--", "--stepps=5", "--overwrite=1", "--help", "a b", "--version"]
-                )
-            )
-        )
+        words.append(draw(st.sampled_from([*known, "--nothing", "-z", "--", "--stepps=5", "--overwrite=1", "--help", "a b", "--version"])))
         flags.append(("?", None))
     return Line(tuple(words), flags)
 

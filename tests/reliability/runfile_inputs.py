@@ -95,9 +95,8 @@ class Real(Kind):
 
     def good(self) -> SearchStrategy[Given]:
         numbers = st.floats(self.low, self.high, allow_nan=False).filter(lambda x: x not in self.without)
-        texts = lambda x: (
-            [repr(x), f"{x:.17e}", f"{x:.17E}", f"'{x!r}'", f"!!float {x!r}"]
-            + ([str(int(x))] if x == int(x) and x < 1e15 else [])
+        texts = lambda x: [repr(x), f"{x:.17e}", f"{x:.17E}", f"'{x!r}'", f"!!float {x!r}"] + (
+            [str(int(x))] if x == int(x) and x < 1e15 else []
         )
         return numbers.flatmap(lambda x: st.sampled_from([Given(text, float(x)) for text in texts(x)]))
 
@@ -170,11 +169,7 @@ class Size(Kind):
     def good(self) -> SearchStrategy[Given]:
         side = st.integers(1, 4096)
         both = st.tuples(side, side, st.sampled_from("xX×")).map(
-            lambda s: [
-                Given(f"{s[0]}{s[2]}{s[1]}", s[:2]),
-                Given(f"[{s[0]}, {s[1]}]", s[:2]),
-                Given(str(s[0]), (s[0],) * 2),
-            ]
+            lambda s: [Given(f"{s[0]}{s[2]}{s[1]}", s[:2]), Given(f"[{s[0]}, {s[1]}]", s[:2]), Given(str(s[0]), (s[0],) * 2)]
         )
         return both.flatmap(st.sampled_from) | spelled(["auto"])
 
@@ -209,9 +204,7 @@ class Device(Kind):
         return spelled(["auto", "cpu", "cuda", "cuda:0", "cuda:1", "cuda:15", "mps"])
 
     def meaning(self, raw: object) -> object:
-        refuse_unless(
-            isinstance(raw, str) and bool(re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?|1[0-2][0-9]))?", raw))
-        )
+        refuse_unless(isinstance(raw, str) and bool(re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]?|1[0-2][0-9]))?", raw)))
         return raw
 
 
@@ -340,11 +333,7 @@ def reading(text: str) -> dict[str, object]:
     root = yaml.compose(text)
     for name, node in root.value if isinstance(root, yaml.MappingNode) else []:
         below = node.value if isinstance(node, yaml.MappingNode) else []
-        leaves = (
-            [(name.value, node)]
-            if name.value in KINDS
-            else [(f"{name.value}.{sub.value}", leaf) for sub, leaf in below]
-        )
+        leaves = [(name.value, node)] if name.value in KINDS else [(f"{name.value}.{sub.value}", leaf) for sub, leaf in below]
         for key, leaf in leaves:
             refuse_unless(key not in found)
             raw = _Words("").construct_document(leaf)
@@ -367,25 +356,7 @@ WRONG = [
 """Values that are wrong for most keys, and right for some."""
 
 _NAMES = [*KINDS, *(key.rpartition(".")[2] for key in KINDS)]
-_ODD_NAMES = [
-    "",
-    "~",
-    "<<",
-    "yes",
-    "1",
-    "data.",
-    ".size",
-    "Data.size",
-    "data.size.x",
-    "'a b'",
-    '"\\0"',
-    '"x\\ny"',
-    "? x",
-    "*a",
-    "[a]",
-    "x" * 200,
-    "sizé",
-]
+_ODD_NAMES = ["", "~", "<<", "yes", "1", "data.", ".size", "Data.size", "data.size.x", "'a b'", '"\\0"', '"x\\ny"', "? x", "*a", "[a]", "x" * 200, "sizé"]
 
 
 class Entry(NamedTuple):
@@ -447,11 +418,7 @@ def rendered(draw: DrawFn, entries: Sequence[Entry]) -> str:
 @st.composite
 def junk(draw: DrawFn) -> bytes:
     """Bytes that hardly look like a run file."""
-    brackets = st.lists(st.sampled_from(list("[]{}:,-?&*!|>'\"%@`#\n\t ~") + ["a", "data", "1"]), max_size=60).map(
-        "".join
-    )
-    deep = st.tuples(st.sampled_from(["[", "{a: ", "- ", "? ", "a:\n ", "&x [*x, "]), st.integers(1, 600)).map(
-        lambda p: p[0] * p[1]
-    )
+    brackets = st.lists(st.sampled_from(list("[]{}:,-?&*!|>'\"%@`#\n\t ~") + ["a", "data", "1"]), max_size=60).map("".join)
+    deep = st.tuples(st.sampled_from(["[", "{a: ", "- ", "? ", "a:\n ", "&x [*x, "]), st.integers(1, 600)).map(lambda p: p[0] * p[1])
     words = st.text(max_size=60) | brackets | deep
     return draw(st.binary(max_size=60) | words.map(lambda text: text.encode("utf-8", "surrogatepass")))

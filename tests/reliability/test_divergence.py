@@ -126,9 +126,7 @@ def test_a_run_that_cannot_be_helped_stops_with_the_diagnosis(photos, tiny, monk
     with monkeypatch.context() as patch:
         spoil_gradients(patch, bad)
         assert train(photos, tiny, "r", "--steps", "100") == Exit.DIVERGED
-    assert sorted(set(attempts)) == sorted(
-        [(s, 0) for s in range(1, 9)] + [(s, r) for r in (1, 2, 3) for s in range(5, 9)]
-    )
+    assert sorted(set(attempts)) == sorted([(s, 0) for s in range(1, 9)] + [(s, r) for r in (1, 2, 3) for s in range(5, 9)])
     shown = capsys.readouterr().err
     problem, _ = shown.strip().splitlines()
     for words in ("after 3 rollbacks", "step 8:", "the losses before:", "largest gradient norm", ".weight at step 5"):

@@ -74,13 +74,7 @@ def typed(values: dict[str, object]) -> dict[str, tuple[type, object]]:
 
 
 _SOME_FILES = some_entries().flatmap(rendered).map(lambda text: text.encode("utf-8", "surrogatepass"))
-_FILES = (
-    _SOME_FILES
-    | _SOME_FILES
-    | _SOME_FILES.flatmap(damaged)
-    | right_files().flatmap(lambda f: damaged(f[0].encode()))
-    | junk()
-)
+_FILES = _SOME_FILES | _SOME_FILES | _SOME_FILES.flatmap(damaged) | right_files().flatmap(lambda f: damaged(f[0].encode())) | junk()
 
 
 @given(_FILES)
@@ -237,9 +231,7 @@ def in_world(world: Path) -> Iterator[Path]:
 _NAMES = [*KINDS, "DATA", "CKPT", "IMG", "to inspect", "device", "levels", "extra argument(s) ()"]
 
 
-@pytest.mark.parametrize(
-    ("command", "count"), [("train", 25), ("sample", 40), ("noise-demo", 25), ("inspect", 20), ("cache", 10)]
-)
+@pytest.mark.parametrize(("command", "count"), [("train", 25), ("sample", 40), ("noise-demo", 25), ("inspect", 20), ("cache", 10)])
 def test_any_flags_are_refused_by_name_or_obeyed(world: Path, command: str, count: int) -> None:
     @given(lines(command))
     @inputs(count)
@@ -255,17 +247,9 @@ def test_any_flags_are_refused_by_name_or_obeyed(world: Path, command: str, coun
                 assert ("?", None) in line.flags or assert_made(line, command, here, changed)
                 return
             assert not changed, (line.words, changed)
-            if (
-                done.code == 0
-                and ("--json", None) in line.flags
-                and not {("--defaults", None), ("?", None)} & {*line.flags}
-            ):
+            if done.code == 0 and ("--json", None) in line.flags and not {("--defaults", None), ("?", None)} & {*line.flags}:
                 assert json.loads(done.out)
-            if (
-                done.code == 0
-                and command == "train"
-                and not {("--resume", None), ("--quiet", None), ("?", None)} & {*line.flags}
-            ):
+            if done.code == 0 and command == "train" and not {("--resume", None), ("--quiet", None), ("?", None)} & {*line.flags}:
                 settings = dict(value.split("=", 1) for name, value in line.flags if name == "--set" and value)
                 steps, batch = (Whole().meaning(settings.get(f"train.{key}", last(line, f"--{key}".replace("_", "-"), default)))
                                 for key, default in (("steps", "6"), ("batch_size", "4")))  # fmt: skip
@@ -282,12 +266,7 @@ def test_an_odd_name_is_refused_in_plain_words(world: Path, place: str) -> None:
                   "inspect X", "inspect ../photos/X"):  # fmt: skip
         TRIED["odd names"] += 1
         with in_world(world) as here:
-            check(
-                run(*(word.replace("X", place) for word in words.split()), places=[here]),
-                place,
-                str(Path(place)),
-                *KINDS,
-            )
+            check(run(*(word.replace("X", place) for word in words.split()), places=[here]), place, str(Path(place)), *KINDS)
 
 
 def last(line: Line, flag: str, default: str) -> str:
@@ -300,10 +279,7 @@ def assert_made(line: Line, command: str, here: Path, changed: set[str]) -> bool
     out = last(line, "--out", "samples-0.png" if command == "sample" else "noise-demo.png")
     path = here / out
     parents = {str(folder.relative_to(here)) for folder in path.parents if folder.is_relative_to(here)}
-    assert changed and all(Path(name).is_relative_to(Path(out)) or name in parents for name in changed), (
-        line.words,
-        changed,
-    )
+    assert changed and all(Path(name).is_relative_to(Path(out)) or name in parents for name in changed), (line.words, changed)
     number = lambda flag, default: Whole().meaning(last(line, flag, default))
     if path.suffix == ".npz":
         with np.load(path) as arrays:
@@ -339,11 +315,7 @@ def test_any_file_given_to_any_command_is_refused_in_plain_words_or_used(world: 
         if kind == "run file":
             path = here / data.draw(st.sampled_from(["run.yaml", "run.yml", "run.txt"]))
             path.write_bytes(data.draw(_FILES))
-            commands = [
-                ["train", "../photos", "--config", path.name, "--dry-run", *_CHEAP],
-                ["inspect", path.name],
-                ["sample", path.name],
-            ]
+            commands = [["train", "../photos", "--config", path.name, "--dry-run", *_CHEAP], ["inspect", path.name], ["sample", path.name]]
         elif kind == "image":
             file = data.draw(image_files())
             path = here / "data" / file.name
@@ -354,11 +326,7 @@ def test_any_file_given_to_any_command_is_refused_in_plain_words_or_used(world: 
         else:
             path = here / "data.zip"
             path.write_bytes(data.draw(zips()).raw)
-            commands = [
-                ["train", "data.zip", "--config", "../tiny.yaml", "--dry-run"],
-                ["inspect", "data.zip"],
-                ["sample", "data.zip"],
-            ]
+            commands = [["train", "data.zip", "--config", "../tiny.yaml", "--dry-run"], ["inspect", "data.zip"], ["sample", "data.zip"]]
         command = data.draw(st.sampled_from(commands))
         before = snapshot(here)
         done = run(*command, places=[here])
@@ -414,23 +382,13 @@ def pixels(path: Path) -> bytes:
 @st.composite
 def alterations(draw: st.DrawFn, folder: Path) -> list[str]:
     """Change one to three things in a copy of a run; returns what."""
-    files = [
-        "run.yaml",
-        "metrics.csv",
-        "checkpoints/step-00000006.pt",
-        "checkpoints/step-00000004.pt",
-        "checkpoints/step-00000006.pt",
-    ]
+    files = ["run.yaml", "metrics.csv", "checkpoints/step-00000006.pt", "checkpoints/step-00000004.pt", "checkpoints/step-00000006.pt"]
     told = []
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(files))
         path, other = folder / name, folder / draw(st.sampled_from([*files, "samples/step-00000006.png", "loss.png"]))
         content = path.read_bytes() if path.is_file() else b""
-        how = draw(
-            st.sampled_from(
-                ["damage", "damage", "damage", "text", "text", "delete", "folder", "link", "other", "rename", "empty"]
-            )
-        )
+        how = draw(st.sampled_from(["damage", "damage", "damage", "text", "text", "delete", "folder", "link", "other", "rename", "empty"]))
         told.append(f"{how} {name}")
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
@@ -440,10 +398,7 @@ def alterations(draw: st.DrawFn, folder: Path) -> list[str]:
         elif how == "text" and name == "run.yaml":
             path.write_bytes(draw(_FILES) if draw(st.booleans()) else content + b"\n" + draw(_SOME_FILES))
         elif how == "text":
-            row = st.lists(
-                st.sampled_from(["6", "5", "-1", "nan", "", "x", "9" * 30, "٣", "\0", '"', "1e3", "loss", "step"]),
-                max_size=14,
-            ).map(",".join)
+            row = st.lists(st.sampled_from(["6", "5", "-1", "nan", "", "x", "9" * 30, "٣", "\0", '"', "1e3", "loss", "step"]), max_size=14).map(",".join)
             text = "\n".join(draw(st.lists(row, max_size=4)))
             path.write_bytes(draw(st.sampled_from([content, content[:120], b""])) + text.encode())
         elif how == "folder":
@@ -453,11 +408,7 @@ def alterations(draw: st.DrawFn, folder: Path) -> list[str]:
         elif how == "other" and other.is_file():
             path.write_bytes(other.read_bytes())
         elif how == "rename":
-            path.with_name(
-                draw(
-                    st.sampled_from(["step-00000099.pt", "step-7.pt", "step-.pt", "step-x.pt", "step-٣.pt", "run.yml"])
-                )
-            ).write_bytes(content)
+            path.with_name(draw(st.sampled_from(["step-00000099.pt", "step-7.pt", "step-.pt", "step-x.pt", "step-٣.pt", "run.yml"]))).write_bytes(content)
         elif how == "empty":
             path.write_bytes(b"")
     return told
@@ -477,9 +428,7 @@ def test_an_altered_run_is_refused_or_goes_on_as_the_good_one(good: Good, data: 
         before = contents(here)
         done = run(*command, places=[here])
         check(done, "run", *KINDS)
-        began = (
-            command[:2] == ["train", "--resume"] and "--dry-run" not in command and done.code in (Exit.OK, Exit.OUTPUT)
-        )
+        began = command[:2] == ["train", "--resume"] and "--dry-run" not in command and done.code in (Exit.OK, Exit.OUTPUT)
         assert began or contents(here) == before, told
         if done.code:
             return
@@ -521,9 +470,7 @@ _OTHERS = [None, 0, -1, 1, 7, 1.5, "", "x", [], [1], [3, 16], [3, 16, 16], [-3, 
 
 @given(st.sampled_from(_PARTS), st.sampled_from(["gone", *_OTHERS]), st.integers(0, 3))
 @inputs(25, shrink=False)
-def test_a_whole_checkpoint_of_strange_content_is_refused_or_used(
-    good: Good, part: str, value: object, which: int
-) -> None:
+def test_a_whole_checkpoint_of_strange_content_is_refused_or_used(good: Good, part: str, value: object, which: int) -> None:
     TRIED["strange checkpoints"] += 1
     with sandbox() as here:
         shutil.copytree(good.run, here / "run")

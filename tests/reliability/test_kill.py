@@ -64,9 +64,7 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_one(tmp_path: Path, p
     assert main([str(word) for word in ("train", data, "-c", settings, "--out", undisturbed, "-q", *steps)]) == 0
     assert_same_run(run, undisturbed)
     assert not list(run.rglob(".ddpmctl-*.tmp")), "a resumed run clears away what a kill left behind"
-    print(
-        f"\n{precision}: killed {kills} times on the way to step {last}, {left_behind} times in the middle of a write"
-    )
+    print(f"\n{precision}: killed {kills} times on the way to step {last}, {left_behind} times in the middle of a write")
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "5"])
@@ -99,23 +97,7 @@ def test_every_signal_saves_at_the_step_and_the_run_goes_on_exactly(tmp_path: Pa
     [step] = steps_saved(run)
     steps = ["--steps", str(step + 4)]
     assert main(["train", "--resume", str(run), "-q", *steps]) == 0
-    assert (
-        main(
-            [
-                "train",
-                str(data),
-                "-c",
-                str(settings),
-                "--out",
-                "whole",
-                "-q",
-                *steps,
-                "--set",
-                "train.save_every=1000000",
-            ]
-        )
-        == 0
-    )
+    assert main(["train", str(data), "-c", str(settings), "--out", "whole", "-q", *steps, "--set", "train.save_every=1000000"]) == 0
     assert_same_run(run, Path("whole"))
 
 
@@ -123,18 +105,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     import signal
 
     data = write_images(tmp_path / "photos", count=4, size=(64, 64))
-    slow = [
-        "--size",
-        "64",
-        "--steps",
-        "1000",
-        "--batch-size",
-        "8",
-        "--set",
-        "model.base_channels=32",
-        "--precision",
-        "fp32",
-    ]
+    slow = ["--size", "64", "--steps", "1000", "--batch-size", "8", "--set", "model.base_channels=32", "--precision", "fp32"]
     run = tmp_path / "run"
     for _ in range(5):  # the second signal may come after the step's end, when the first has been obeyed
         shutil.rmtree(run, ignore_errors=True)
@@ -166,18 +137,7 @@ def test_nohup_is_obeyed(tmp_path: Path, photos: Path, tiny: Path) -> None:
 
 
 def test_max_time_saves_and_ends(photos: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "train",
-        str(photos),
-        "-c",
-        str(tiny),
-        "--out",
-        "r",
-        "--steps",
-        "1000000",
-        "--set",
-        "train.sample_every=0",
-    ]
+    command = ["train", str(photos), "-c", str(tiny), "--out", "r", "--steps", "1000000", "--set", "train.sample_every=0"]
     begun = time.monotonic()
     assert main([*command, "--max-time", "3s"]) == 75
     assert 3 <= time.monotonic() - begun < 60

@@ -142,28 +142,12 @@ def test_main_memory_is_reckoned_before_the_system_ends_the_process(photos, tiny
 
     In processes of their own: in this one there may be much room that was used before and is free again.
     """
-    wide = [
-        "--set",
-        "model.base_channels=32",
-        "--size",
-        "64",
-        "--batch-size",
-        "32",
-        "--steps",
-        "1",
-        "--set",
-        "train.samples=1",
-    ]
+    wide = ["--set", "model.base_channels=32", "--size", "64", "--batch-size", "32", "--steps", "1", "--set", "train.samples=1"]
     command = ["train", str(photos), "-c", str(tiny), *wide]
     program = "import sys; from ddpmctl import cli, preflight; preflight.available_bytes = lambda: int(sys.argv[1]); sys.exit(cli.main(sys.argv[2:]))"
 
     def train(free: int, out: str) -> tuple[str, int]:
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(free), *command, "--out", out],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run([sys.executable, "-c", program, str(free), *command, "--out", out], capture_output=True, text=True, check=True)
         return done.stderr, state_of(Path(out), 1)["config"]["train"]["grad_accum"]
 
     shown, parts = train(150 * 2**20, "little")

@@ -120,17 +120,7 @@ def test_a_stop_then_a_kill_does_not_write_a_row_twice(photos, tiny):
     """The stop comes before the row of its step is written; what goes on from there is killed before it saves."""
     from ddpmctl.cli.stopping import StopFlag
 
-    command = [
-        "train",
-        str(photos),
-        "-c",
-        str(tiny),
-        "-q",
-        "--set",
-        "train.log_every=1",
-        "--set",
-        "train.save_every=100",
-    ]
+    command = ["train", str(photos), "-c", str(tiny), "-q", "--set", "train.log_every=1", "--set", "train.save_every=100"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StopFlag, "reason", lambda self: "SIGTERM")
         assert main([*command, "--out", "s", "--steps", "9"]) == 75
@@ -158,10 +148,7 @@ def test_repeated_stops_keep_no_more_checkpoints_than_asked_for(photos, tiny):
 def test_a_checkpoint_that_somebody_put_aside_is_neither_read_nor_deleted(run):
     aside = run / "checkpoints" / "step-00000004-best.pt"
     shutil.copy(run / "checkpoints" / "step-00000004.pt", aside)
-    assert (
-        main(["train", "--resume", "r", "--steps", "9", "-q", "--set", "train.keep=1", "--set", "train.save_every=1"])
-        == 0
-    )
+    assert main(["train", "--resume", "r", "--steps", "9", "-q", "--set", "train.keep=1", "--set", "train.save_every=1"]) == 0
     assert aside.exists()
 
 

@@ -18,16 +18,7 @@ from ddpmctl.cli import main
 from ddpmctl.errors import CheckpointError, Exit, OutputError
 from runs import COMMAND, assert_same, assert_whole, rows, state_of, steps_saved, train_process, wait_for
 
-LONG = [
-    "--steps",
-    "1000000",
-    "--set",
-    "train.sample_every=0",
-    "--set",
-    "train.save_every=5",
-    "--set",
-    "train.log_every=1",
-]
+LONG = ["--steps", "1000000", "--set", "train.sample_every=0", "--set", "train.save_every=5", "--set", "train.log_every=1"]
 
 
 @pytest.fixture
@@ -35,12 +26,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB, where the machine lets us mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    if (
-        not shutil.which("mount")
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], capture_output=True, check=False
-        ).returncode
-    ):
+    if not shutil.which("mount") or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", place], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting is not allowed here; the limit of file sizes is tested all the same")
     try:
         yield place
@@ -296,9 +284,7 @@ def test_the_older_checkpoint_goes_only_when_the_newer_one_is_there(
     assert state_of(Path("r"), 6)["step"] == 6
 
 
-def test_nothing_is_written_into_another_run_that_took_the_folders_place(
-    tmp_path: Path, photos: Path, tiny: Path
-) -> None:
+def test_nothing_is_written_into_another_run_that_took_the_folders_place(tmp_path: Path, photos: Path, tiny: Path) -> None:
     run = tmp_path / "run"
     with train_process(photos, "-c", tiny, "--out", run, *LONG) as process:
         wait_for(lambda: steps_saved(run), process)
@@ -321,9 +307,7 @@ def test_nothing_is_written_into_another_run_that_took_the_folders_place(
     assert contiguous(tmp_path / "moved")
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_a_place_to_start_again(
-    small_disk: Path, photos: Path, tiny: Path
-) -> None:
+def test_a_disk_that_is_full_from_the_start_leaves_a_place_to_start_again(small_disk: Path, photos: Path, tiny: Path) -> None:
     filler = fill(small_disk)
     command = ["train", str(photos), "-c", str(tiny), "--out", str(small_disk / "run"), "-q"]
     assert main(command) == Exit.OUTPUT
@@ -400,9 +384,7 @@ def test_a_kill_in_the_first_save_leaves_a_run_that_can_be_taken_up(
 def test_a_run_that_another_process_has_gone_on_with_is_left_to_it(tmp_path: Path, photos: Path, tiny: Path) -> None:
     """Possible only where somebody deletes the lock."""
     run = tmp_path / "run"
-    with train_process(
-        photos, "-c", tiny, "--out", run, *LONG[:2], "--set", "train.sample_every=0", "--set", "train.save_every=100"
-    ) as process:
+    with train_process(photos, "-c", tiny, "--out", run, *LONG[:2], "--set", "train.sample_every=0", "--set", "train.save_every=100") as process:
         wait_for(lambda: steps_saved(run), process)
         process.send_signal(signal.SIGSTOP)
         (run / ".lock").unlink()
@@ -479,9 +461,7 @@ def test_overwrite_removes_what_a_run_has_made_and_nothing_else(photos: Path, ti
         assert Path("theirs/metrics.csv").read_text() == "precious"
 
 
-def test_a_row_whose_end_is_not_known_is_written_once(
-    photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_whose_end_is_not_known_is_written_once(photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quotas on networks are told when a file is closed: of what was written then, all or nothing may be there."""
     from contextlib import contextmanager
 

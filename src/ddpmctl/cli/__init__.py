@@ -102,9 +102,7 @@ def _signals_raised() -> Iterator[None]:
     What was ignored before (``nohup``) stays so. Python handles signals in the main thread only: elsewhere nothing changes.
     """
     main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [
-        getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if main_thread and hasattr(signal, name)
-    ]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if main_thread and hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
 
     def handle(number: int, frame: FrameType | None) -> None:

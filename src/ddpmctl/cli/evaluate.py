@@ -148,9 +148,7 @@ def _compared(facts: dict[str, Any]) -> str:
     height, width = data["size"]
     ours = f"{what.get('used', 0):,} of {what.get('images', 0):,} images of {what['path']}"
     if what["kind"] == "model":
-        model = (
-            f"{what['path']}, {what['weights']} weights of step {what['step']:,}, {what['device']}, {what['precision']}"
-        )
+        model = f"{what['path']}, {what['weights']} weights of step {what['step']:,}, {what['device']}, {what['precision']}"
         ours = f"{facts['made_with']['n']:,} samples of {model}"
     trained = " (what it was trained on)" if data.get("trained_on") else ""
     return f"{ours}; against {data['used']:,} of {data['images']:,} images of {data['path']}{trained}; {height}x{width}"
@@ -170,10 +168,7 @@ def _how(facts: dict[str, Any]) -> str:
 def _numbers(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and text of each number, with what it was computed from."""
     found = facts["distances"]
-    yield (
-        "KID",
-        f"{found['kid']:.5f} ± {found['kid_spread']:.5f}   {found['subsets']} subsets of {found['subset_size']:,}",
-    )
+    yield "KID", f"{found['kid']:.5f} ± {found['kid_spread']:.5f}   {found['subsets']} subsets of {found['subset_size']:,}"
     yield "Frechet", f"{found['frechet']:.4g}"
     yield "precision", f"{found['precision']:.3f}   k = {found['neighbours']}"
     yield "recall", f"{found['recall']:.3f}   k = {found['neighbours']}"

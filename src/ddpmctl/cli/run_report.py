@@ -45,9 +45,7 @@ def summary(run: Run) -> None:
         rows.append(("resumed", f"from step {run.state.step:,}{halved}"))
     for name, text in rows:
         console.field(name, text)
-    for line in run.dataset.report.warnings(
-        size=run.dataset.size, channels=channels, fit=config.data.fit, batch_size=train.batch_size
-    ):
+    for line in run.dataset.report.warnings(size=run.dataset.size, channels=channels, fit=config.data.fit, batch_size=train.batch_size):
         console.warn(line)
     if not plot.available():
         console.warn(f"no loss.png: {plot.MISSING} ({plot.REMEDY})")

@@ -106,9 +106,7 @@ def sample(
     if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
         columns = len(model.class_names)
     output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale))
-    told = (
-        f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
-    )
+    told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
     some = f"the last {taken} of {steps} steps" if start else f"{steps} steps"
     told = f" from {init} at strength {strength:g}," * bool(start) + told
     console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, taken)} evaluations), {way.spacing} spacing,"

@@ -171,11 +171,7 @@ def _check_free(folder: RunFolder, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     # Another program's run.yaml says that the rest is not ours either.
-    if (
-        overwrite
-        and folder.is_run()
-        and {key.partition(".")[0] for key in read_run_file(folder.run_file).values} >= _SECTIONS
-    ):
+    if overwrite and folder.is_run() and {key.partition(".")[0] for key in read_run_file(folder.run_file).values} >= _SECTIONS:
         return
     if overwrite:
         raise OutputError(f"{folder.path}: exists and is no run folder of ddpmctl", "give another --out")

@@ -155,12 +155,8 @@ class UNet(nn.Module):
         patch: int = 1,
     ) -> None:
         super().__init__()
-        self.padding, self.patch, self.num_classes, self.activation = (
-            padding,
-            patch,
-            num_classes,
-            ACTIVATIONS[activation],
-        )
+        self.padding, self.patch, self.num_classes = padding, patch, num_classes
+        self.activation = ACTIVATIONS[activation]
 
         def make_norm(channels: int) -> nn.Module:
             return NORMS[norm](channels, norm_groups)

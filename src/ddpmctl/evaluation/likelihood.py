@@ -42,9 +42,7 @@ def unseen(model: Model, dataset: ImageDataset) -> tuple[Tensor, str]:
     return everything, "images of DATA"
 
 
-def fixed_noise_loss(
-    model: Model, dataset: ImageDataset, which: Tensor, batch_size: int, progress: Progress
-) -> Validated:
+def fixed_noise_loss(model: Model, dataset: ImageDataset, which: Tensor, batch_size: int, progress: Progress) -> Validated:
     """``val_loss`` of training, and its quarters, over the images ``which``."""
     walk = Validation(dataset, which, model.config.diffusion.loss)(model.denoiser, model.device, batch_size)
     try:

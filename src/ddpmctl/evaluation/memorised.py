@@ -49,9 +49,7 @@ def nearest(queries: Tensor, base: Tensor, k: int = SHOWN) -> Nearest:
             best, index = torch.cat([best, apart], dim=1), torch.cat([index, here], dim=1)
             best, order = best.topk(min(k, best.shape[1]), largest=False)
             index = index.gather(1, order)
-        apart = torch.stack(
-            [(some - base[ranked].flatten(1).float()).square().mean(dim=1).sqrt() for ranked in index.T], dim=1
-        )
+        apart = torch.stack([(some - base[ranked].flatten(1).float()).square().mean(dim=1).sqrt() for ranked in index.T], dim=1)
         best, order = apart.sort(dim=1)
         found.append((best, index.gather(1, order)))
     return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))

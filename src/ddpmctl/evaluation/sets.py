@@ -41,7 +41,9 @@ def data_of(model: Model, path: Path, *, cache: bool = True, progress: Progress 
         known = ", ".join(model.class_names)
         raise DataError(f"{path}: {model.path} has no class {unknown[0]}", f"its classes: {known}")
     numbers = torch.tensor([model.class_names.index(name) for name in dataset.class_names])
-    return ImageDataset(dataset.images, numbers[dataset.labels], model.class_names, dataset.report, dataset.fingerprint)
+    return ImageDataset(
+        dataset.images, numbers[dataset.labels], model.class_names, dataset.report, dataset.fingerprint
+    )
 
 
 def chosen(dataset: ImageDataset, n: int | None, seed: int, label: int | None = None) -> Tensor:
