@@ -16,7 +16,7 @@ TOWER = [
     ("__init__", "errors", "rows", "files", "magic", "parsing", "memory"),
     ("config", "runfile", "resume"),
     ("core",),
-    ("images", "plot", "npz", "data", "contents", "checkpoint", "lock", "table", "runfolder"),
+    ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
     ("build", "outputs", "describe", "noise_demo"),
     ("events", "keeping", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "inspection", "evaluation"),
     ("cli", "__main__"),

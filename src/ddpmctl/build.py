@@ -12,6 +12,7 @@ from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.ema import EMA
 from ddpmctl.core.optim import make_optimizer
+from ddpmctl.core.power import LENGTHS, PowerEMA
 from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.core.unet import UNet
 from ddpmctl.errors import DeviceError
@@ -129,6 +130,11 @@ def build_ema(config: RunConfig, net: nn.Module) -> EMA:
     """The weight average of the run."""
     train = config.train
     return EMA(net, train.ema_decay, warmup=train.ema_warmup, start=train.ema_start, every=train.ema_every)
+
+
+def build_powers(config: RunConfig, net: nn.Module) -> list[PowerEMA]:
+    """The averages of which the run takes snapshots; none where it does not."""
+    return [PowerEMA(net, length) for length in LENGTHS] if config.train.ema_snapshot_every else []
 
 
 def build_optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:

@@ -14,10 +14,10 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from ddpmctl.magic import CUT_ZIP, EMPTY, PICKLE, TEXT, TORCH, UNKNOWN, what_is
 from ddpmctl.memory import out_of_memory
 
 FORMAT = 1
-MAGIC = "ddpmctl checkpoint"
 _OURS = "give a run folder, or a checkpoint in it: runs/NAME/checkpoints/step-*.pt"
 
 
@@ -59,18 +58,28 @@ def digest_of(content: Mapping[str, Any]) -> str:
     return sha.hexdigest()
 
 
-def save(path: Path, content: Mapping[str, Any]) -> str:
+class Kind(NamedTuple):
+    """A kind of file that is kept this way: what it calls itself, and what is strange about its content, or None."""
+
+    magic: str
+    fault_of: Callable[[Mapping[str, Any]], str | None]
+
+
+CHECKPOINT = Kind("ddpmctl checkpoint", fault_of)
+
+
+def save(path: Path, content: Mapping[str, Any], kind: Kind = CHECKPOINT) -> str:
     """Write ``content`` to ``path`` and return its digest.
 
     It goes to a temporary file in the same folder, is flushed to disk, read back, and only then renamed: under the final
     name there is always a whole checkpoint. Raises :class:`OutputError` when it cannot be written.
     """
-    body = {"magic": MAGIC, "format": FORMAT, "version": __version__, **content}
+    body = {"magic": kind.magic, "format": FORMAT, "version": __version__, **content}
     digest = digest_of(body)
 
     def check(temporary: Path) -> None:
         try:
-            if load(temporary)["digest"] == digest:
+            if load(temporary, kind)["digest"] == digest:
                 return
         except CheckpointError as error:
             raise OSError(0, "what was written does not read back") from error
@@ -95,15 +104,15 @@ class DamagedError(CheckpointError):
         self.path = path
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read and check a checkpoint; all tensors on the CPU.
+def load(path: Path, kind: Kind = CHECKPOINT) -> dict[str, Any]:
+    """Read and check a checkpoint, or another kind of file that is kept as one; all tensors on the CPU.
 
     Raises :class:`DamagedError` for one that is damaged, :class:`CheckpointError` when it is missing, carries code, is
     of another kind or of a newer format.
     """
     content = _read(path, _kind_of(path))
-    if not isinstance(content, dict) or content.get("magic") != MAGIC:
-        raise CheckpointError(f"{path}: not a ddpmctl checkpoint", _OURS)
+    if not isinstance(content, dict) or content.get("magic") != kind.magic:
+        raise CheckpointError(f"{path}: not a {kind.magic}", _OURS)
     if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: checkpoint format {str(content.get('format'))[:20]} is not {FORMAT}", "use a newer ddpmctl"
@@ -115,7 +124,7 @@ def load(path: Path) -> dict[str, Any]:
         good = False
     if not good:
         raise DamagedError(path, "damaged: its content does not match its digest")
-    fault = fault_of(content)
+    fault = kind.fault_of(content)
     if fault:
         raise DamagedError(path, fault)
     return {**content, "digest": digest}

@@ -178,6 +178,9 @@ class TrainConfig(Section):
     )
     ema_start: Count = Field(2000, description="step at which ema_warmup: copy starts to average")
     ema_every: Positive = Field(1, description="steps between updates of the average")
+    ema_snapshot_every: Count = Field(
+        0, description="steps between snapshots of two more averages, from which `sample --ema-length` makes others; 0: none"
+    )
     save_every: Positive = Field(5000, description="steps between checkpoints")
     keep: Positive = Field(3, description="newest checkpoints kept, and the newest that was due by save_every")
     sample_every: Count = Field(1000, description="steps between sample grids; 0: only at the end")

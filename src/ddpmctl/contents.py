@@ -12,6 +12,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError, model_validator
 from torch import Tensor
 
+from ddpmctl.core.power import LONGEST
 from ddpmctl.parsing import written
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -70,8 +71,21 @@ class _Part(BaseModel):
 
 
 class _Average(_Part):
+    """A running average."""
+
     net: Weights
     steps: Count
+
+
+class _Power(_Part):
+    length: Annotated[float, Field(gt=0, le=LONGEST)]
+    net: Weights
+
+
+class Powers(_Part):
+    """What a snapshot of averages holds."""
+
+    powers: Annotated[list[_Power], Field(min_length=1)]
 
 
 class _Data(_Part):
@@ -117,6 +131,7 @@ class _Content(_Part):
     ema: _Average
     optimizer: _Optimizer
     data: _Data
+    powers: list[_Power] = []
     scaler: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     rollbacks: Count = 0
     pardoned: Count = 0

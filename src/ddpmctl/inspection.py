@@ -43,7 +43,7 @@ def kind_of(path: Path) -> str:
 
 def inspect_checkpoint(path: Path) -> Facts:
     """What a checkpoint holds."""
-    from ddpmctl import checkpoint
+    from ddpmctl import averages, checkpoint
     from ddpmctl.build import build_ema
     from ddpmctl.sampling import config_of, empty_net
 
@@ -62,7 +62,7 @@ def inspect_checkpoint(path: Path) -> Facts:
         "training": _progress(config, step, images),
         "images": {"shape (C, H, W)": [channels, height, width], "trained on": images, "classes": classes or "none"},
         "ema": {"decay": config.train.ema_decay, "warm-up": config.train.ema_warmup, "steps": ema.steps,
-                "decay now": round(ema.decay_now(), 6)},
+                "decay now": round(ema.decay_now(), 6), "--ema-length": averages.lengths(path, content) or "no snapshots"},
         **_network(config, net, (channels, height, width)),
         "config": config.to_dict(),
     }  # fmt: skip
@@ -148,7 +148,7 @@ def inspect_picture(path: Path) -> Facts:
     return facts
 
 
-_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "init", "strength", "class", "seed", "weights", "precision", "columns", "scale")
+_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "init", "strength", "class", "seed", "weights", "ema-length", "precision", "columns", "scale")
 
 
 def command_of(made_with: Facts, path: Path) -> str | None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from ddpmctl import checkpoint, plot
+from ddpmctl import averages, checkpoint, plot
 from ddpmctl.build import (
     build_denoiser,
     build_ema,
     build_net,
     build_optimizer,
+    build_powers,
     place,
     precision_name,
     resolve_device,
@@ -28,6 +29,7 @@ from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.divergence import Watch, advice
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
 from ddpmctl.events import Busy, Notice, Saved
+from ddpmctl.files import there
 from ddpmctl.images import save_png
 from ddpmctl.keeping import Attempts, Kept
 from ddpmctl.metrics import Window
@@ -56,8 +58,9 @@ class Run:
         net = place(self._new_net(), self.device)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast == torch.float16)
         self.state = TrainState(
-            net, build_ema(config, net), build_optimizer(config, net), scaler, parts=config.train.grad_accum
-        )
+            net, build_ema(config, net), build_optimizer(config, net), scaler, parts=config.train.grad_accum,
+            powers=build_powers(config, net),
+        )  # fmt: skip
         self.denoiser = build_denoiser(config, net, self.autocast)
         self.average = build_denoiser(config, self.state.ema.net, self.autocast)
         members, held = hold_out(len(dataset), config.data.holdout)
@@ -126,6 +129,9 @@ class Run:
             if self._validation_is_due():
                 result = yield from self.validate()
             yield from self._trying(self.folder.metrics.path, lambda: self._log(result))
+        snapshot = self.folder.snapshot_file(self.state.step)
+        if self._snapshot_is_due() and not there(snapshot):
+            yield from self._trying(self.folder.averages, lambda: self._take(snapshot))
         if self._at_end() or self._checkpoint_is_due():
             yield from self._save_when_sound()
         if self._grid_is_due() and not self.folder.has_sample(self.state.step):
@@ -149,6 +155,10 @@ class Run:
     def _checkpoint_is_due(self) -> bool:
         """Every save_every steps; within a row of steps that could not be applied, when it is over."""
         return self._kept.due(self.state.step, self.config.train.save_every) and not self._watch.in_a_row
+
+    def _snapshot_is_due(self) -> bool:
+        every, step = self.config.train.ema_snapshot_every, self.state.step
+        return bool(every and step and step % every == 0) and not self._watch.in_a_row
 
     def finished(self) -> bool:
         """Whether all steps are done, saved and shown."""
@@ -226,6 +236,10 @@ class Run:
         if self._begun:
             yield from self._trying(self.folder.run_file, self._write_settings)
         yield Notice(f"{reason}: a batch of {train.batch_size} goes in {train.grad_accum} parts, and stays one batch")
+
+    def _take(self, snapshot: Path) -> None:
+        self.folder.ready()
+        averages.save(snapshot, [power.state_dict() for power in self.state.powers])
 
     def _log(self, result: Validated | None) -> None:
         epoch = self.batches.epoch_of(self.state.step)

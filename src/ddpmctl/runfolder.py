@@ -9,6 +9,7 @@
     runs/NAME/.saved                there once there was a checkpoint
     runs/NAME/.lock                 held by the process that trains; one that a dead process left means nothing
     runs/NAME/samples/step-*.png    grids from the same noise
+    runs/NAME/averages/step-*.pt    snapshots for `sample --ema-length`, where the run takes them
     runs/NAME/checkpoints/step-*.pt the newest ones; *.pt.aside: one that could not be read, or that a run went back from
 """
 
@@ -30,7 +31,8 @@ from ddpmctl.table import Table
 
 _OURS = (
     "metrics.csv", "loss.png", "bad-images.csv", ".saved",
-    "samples/step-*[0-9].png", "checkpoints/step-*[0-9].pt", "checkpoints/step-*.pt.aside", "*/.ddpmctl-*.tmp",
+    "samples/step-*[0-9].png", "checkpoints/step-*[0-9].pt", "checkpoints/step-*.pt.aside",
+    "averages/step-*[0-9].pt", "*/.ddpmctl-*.tmp",
 )  # fmt: skip
 """What a run keeps, beside run.yaml: that stays, so that a folder half cleared is still known as a run."""
 
@@ -47,6 +49,7 @@ class RunFolder:
         self.loss_file = path / "loss.png"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
+        self.averages = path / "averages"
         self.metrics = Table(path / "metrics.csv")
         self._lock = FolderLock(path)
         self._mark = path / ".saved"
@@ -105,6 +108,7 @@ class RunFolder:
         try:
             for folder in (self.path, self.samples, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, self.samples, self.checkpoints, self.averages):
                 for left_by_a_crash in folder.glob(".ddpmctl-*.tmp"):
                     left_by_a_crash.unlink(missing_ok=True)
         except OSError as error:
@@ -130,6 +134,10 @@ class RunFolder:
     def sample_file(self, step: int) -> Path:
         """Where the sample grid of ``step`` goes."""
         return self.samples / f"step-{step:08d}.png"
+
+    def snapshot_file(self, step: int) -> Path:
+        """Where the snapshot of averages of ``step`` goes."""
+        return self.averages / f"step-{step:08d}.pt"
 
     def has_sample(self, step: int) -> bool:
         """Whether the sample grid of ``step`` is there."""
@@ -202,9 +210,9 @@ class RunFolder:
             for file in self.checkpoint_files():
                 if step_of(file) > step:
                     file.replace(file.with_name(f"{file.name}.aside"))
-            for picture in self.samples.glob("step-*.png"):
-                if step_of(picture) > step:
-                    picture.unlink()
+            for made in (*self.samples.glob("step-*.png"), *checkpoint.files_in(self.averages)):
+                if step_of(made) > step:
+                    made.unlink()
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
         """List images that were left out, with the reason; no list where there are none."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpmctl import checkpoint, runfolder
+from ddpmctl import averages, checkpoint, runfolder
 from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
@@ -30,7 +30,8 @@ from ddpmctl.runfile import check_size, config_layer, resolve
 class Model:
     """A trained model, ready to sample. ``image_shape`` is (C, H, W); ``class_names`` is empty when unconditional.
 
-    ``fingerprint``: that of the data set it was trained on.
+    ``fingerprint``: that of the data set it was trained on. ``ema_error``: how far the profile of its average is from the
+    one asked for, 0 to 1.
     """
 
     denoiser: Denoiser
@@ -42,6 +43,7 @@ class Model:
     path: Path
     device: torch.device
     fingerprint: str
+    ema_error: float
 
     @property
     def precision(self) -> str:
@@ -78,6 +80,7 @@ def load_model(
     device: str = "auto",
     *,
     weights: str = "ema",
+    ema_length: float | None = None,
     threshold: str = "clip",
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
@@ -85,6 +88,7 @@ def load_model(
 ) -> Model:
     """Load the network of a checkpoint, or of the newest one of a run folder.
 
+    ``weights``: ema or raw; ``ema_length``: in their place an average over that share of the training time.
     ``precision`` below fp32 is faster on some devices, but then the rounding of an image depends on its batch.
     Raises :class:`CheckpointError` or :class:`DeviceError`, or :class:`ConfigError` where ``guidance``, unless 1, is for
     a network that knows no classes, or has never been without.
@@ -97,13 +101,18 @@ def load_model(
         _check_guidance(guidance, config, content["class_names"], file)
     channels, height, width = content["image_shape"]
     net: torch.nn.Module = empty_net(content, config, file).to_empty(device="cpu")
-    net.load_state_dict(content["ema"]["net"] if weights == "ema" else content["net"], strict=True)
+    error = 0.0
+    if ema_length is not None:
+        averaged, error = averages.weights_of(ema_length, file, content)
+    else:
+        averaged = content["ema"]["net"] if weights == "ema" else content["net"]
+    net.load_state_dict(averaged, strict=True)
     net = place(net, target).eval().requires_grad_(False)
     denoiser = build_denoiser(
         config, net, resolve_precision(precision, target), threshold=threshold, guidance=guidance, interval=interval
     )
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
-                 str(content["digest"]), file, target, str(content["data"]["fingerprint"]))  # fmt: skip
+                 str(content["digest"]), file, target, str(content["data"]["fingerprint"]), error)  # fmt: skip
 
 
 def _check_guidance(guidance: float, config: RunConfig, class_names: Sequence[str], file: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ddpmctl.core.ema import EMA
 from ddpmctl.core.losses import denoising_loss
 from ddpmctl.core.noise import derive_seed, derived_generator
 from ddpmctl.core.optim import LR_SCHEDULES
+from ddpmctl.core.power import PowerEMA
 from ddpmctl.data.batches import Batches
 from ddpmctl.memory import free_cached, out_of_memory
 
@@ -43,7 +44,7 @@ class TrainState:
 
     ``rollbacks``: how often the run went back to a checkpoint after it diverged; each gives other draws, and halves the
     learning rate. ``pardoned``: of these, those before the user chose another learning rate, which halve it no more.
-    ``parts``: how many pieces a batch is cut into, so that it fits into memory.
+    ``parts``: how many pieces a batch is cut into, so that it fits into memory. ``powers``: averages to take snapshots of.
     """
 
     net: nn.Module
@@ -54,6 +55,7 @@ class TrainState:
     rollbacks: int = 0
     pardoned: int = 0
     parts: int = 1
+    powers: Sequence[PowerEMA] = ()
 
     @property
     def halvings(self) -> int:
@@ -68,6 +70,7 @@ class TrainState:
             "pardoned": self.pardoned,
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
+            **({"powers": [power.state_dict() for power in self.powers]} if self.powers else {}),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -76,6 +79,8 @@ class TrainState:
         """Take over a :meth:`state_dict`; raises ``RuntimeError`` or ``ValueError`` when it does not fit."""
         self.net.load_state_dict(state["net"], strict=True)
         self.ema.load_state_dict(state["ema"])
+        for power, kept in zip(self.powers, state.get("powers", []), strict=True):
+            power.load_state_dict({"net": kept["net"], "steps": state["step"]})
         # Moments are taken over, settings are not: those of this run hold.
         groups = [
             {**old, **{key: value for key, value in new.items() if key != "params"}}
@@ -90,7 +95,8 @@ class TrainState:
     def restart(self, net: nn.Module) -> None:
         """Back to step 0 with the weights of ``net``; rollbacks and parts stay."""
         self.net.load_state_dict(net.state_dict())
-        self.ema.load_state_dict({"net": net.state_dict(), "steps": 0})
+        for average in (self.ema, *self.powers):
+            average.load_state_dict({"net": net.state_dict(), "steps": 0})
         self.optimizer.state.clear()
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(torch.amp.GradScaler(next(net.parameters()).device.type).state_dict())
@@ -106,6 +112,7 @@ class TrainState:
         for where, tensors in (
             ("network", self.net.state_dict()),
             ("average", self.ema.net.state_dict()),
+            *(("average", power.net.state_dict()) for power in self.powers),
             ("optimiser", moments),
         ):
             if not all_finite(tensors.values()):
@@ -144,6 +151,9 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
                 state.ema.update(state.net)
         else:
             restore_buffers(state.net, buffers)
+        if sound:
+            for power in state.powers:
+                power.update(state.net)
         state.scaler.update()
         if not applied and state.scaler.is_enabled() and state.scaler.get_scale() < 1:
             state.scaler.update(1.0)  # below, gradients vanish, and the loss would stand still without a word

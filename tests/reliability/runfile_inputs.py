@@ -293,6 +293,7 @@ KINDS: dict[str, Kind] = {
     "train.ema_warmup": Choice(("gradual", "copy", "none")),
     "train.ema_start": Whole(),
     "train.ema_every": Whole(1),
+    "train.ema_snapshot_every": Whole(),
     "train.save_every": Whole(1),
     "train.keep": Whole(1),
     "train.sample_every": Whole(),

@@ -15,11 +15,14 @@ from ddpmctl.cli.options import (
     Quiet,
     check_choices,
     check_counts,
+    check_ema_length,
     check_guidance,
     choices,
     complete,
     reading,
     switch,
+    tell_ema,
+    weights_text,
 )
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
@@ -43,6 +46,7 @@ def evaluate(
     guidance: Annotated[float, typer.Option(metavar="W", help="As in `sample`; loss and bits are without it.", rich_help_panel=_HOW)] = 1.0,
     seed: Annotated[int, typer.Option(metavar="COUNT", help="Of the samples, of the choice from DATA and of KID's subsets.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
     weights: Annotated[str, typer.Option(metavar="ema|raw", help="Averaged or last weights.", rich_help_panel=_HOW)] = "ema",
+    ema_length: Annotated[float | None, typer.Option(metavar="0.01..0.28", help="As in `sample`.", rich_help_panel=_HOW)] = None,
     size: Annotated[Any, typer.Option(metavar="SIZE", help="Of two sets of images: 32, or 48x64 (height x width).  [default: that of all images]", parser=reading(parse_size), rich_help_panel=_HOW)] = None,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once.", parser=reading(parse_count))] = 64,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
@@ -71,11 +75,12 @@ def evaluate(
         "--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16")),
     })  # fmt: skip
     counts = {"-n": n, "--steps": steps, "--batch-size": batch_size, "--sheet-of": sheet_of}
+    check_ema_length(ema_length, weights)
     _check(counts, guidance, sheet, overwrite)
     console.set_quiet(quiet or as_json)
     two_sets = _is_data(what)
     of_models = {"--quality": quality, "--sampler": sampler, "--steps": steps, "--spacing": spacing, "--class": class_name,
-                 "--guidance": guidance if guidance != 1 else None, "--sheet": sheet}  # fmt: skip
+                 "--guidance": guidance if guidance != 1 else None, "--sheet": sheet, "--ema-length": ema_length}  # fmt: skip
     for flag, value in (of_models if two_sets else {"--size": size}).items():
         if value is not None:
             why = "it is images: there is nothing to sample" if two_sets else "a checkpoint: it has its own size"
@@ -93,10 +98,11 @@ def evaluate(
     from ddpmctl.sampling import load_model, plan
 
     with naming_a_good_one():
-        model = load_model(what, device, weights=weights, precision=precision, guidance=guidance)
+        model = load_model(what, device, weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)
+    tell_ema(model.ema_error, ema_length)
     model.check_steps(steps)
     facts = evaluate_model(
-        model, plan(quality, sampler, steps, spacing), class_name, settings, weights=weights, batch_size=batch_size,
+        model, plan(quality, sampler, steps, spacing), class_name, settings, weights=weights, ema_length=ema_length, batch_size=batch_size,
         sheet_file=sheet, sheet_of=sheet_of,
         on_smaller=lambda size: console.warn(f"out of memory: going on with {size} images at once"),
     )  # fmt: skip
@@ -148,7 +154,7 @@ def _compared(facts: dict[str, Any]) -> str:
     height, width = data["size"]
     ours = f"{what.get('used', 0):,} of {what.get('images', 0):,} images of {what['path']}"
     if what["kind"] == "model":
-        model = f"{what['path']}, {what['weights']} weights of step {what['step']:,}, {what['device']}, {what['precision']}"
+        model = f"{what['path']}, {weights_text(what['weights'], what['step'], what['ema_length'])}, {what['device']}, {what['precision']}"
         ours = f"{facts['made_with']['n']:,} samples of {model}"
     trained = " (what it was trained on)" if data.get("trained_on") else ""
     return f"{ours}; against {data['used']:,} of {data['images']:,} images of {data['path']}{trained}; {height}x{width}"

@@ -43,6 +43,29 @@ def check_guidance(guidance: float) -> None:
         raise ConfigError(f"--guidance {guidance}: must be a number of at least 0", "1 is none, 2 to 4 is much")
 
 
+def check_ema_length(length: float | None, weights: str) -> None:
+    """Raise :class:`ConfigError` for a length that no average has, or that is not asked of averaged weights."""
+    if length is None:
+        return
+    if not 0 < length <= 0.28:  # core.power.LONGEST, which would load torch
+        raise ConfigError(f"--ema-length {length:g}: must be above 0, and at most 0.28", "0.05 is short, 0.2 is long")
+    if weights != "ema":
+        raise ConfigError(f"--ema-length {length:g}: {weights} weights are not averaged", "leave --weights out")
+
+
+def weights_text(weights: str, step: int, length: float | None) -> str:
+    """Which weights, in words."""
+    averaged = f", averaged over {length:g} of the run" if length is not None else ""
+    return f"{weights} weights of step {step:,}{averaged}"
+
+
+def tell_ema(error: float, length: float | None) -> None:
+    """Warn where an average is not quite of the length asked for."""
+    if length is not None and error > 0.1:
+        console.warn(f"the run's snapshots give an average of length {length:g} only roughly ({error:.0%} off): "
+                     "`ddpmctl inspect` names those that it can have")  # fmt: skip
+
+
 def reading(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """A parser of one flag: ``ValueError`` becomes an error that names the flag."""
 

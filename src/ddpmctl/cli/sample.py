@@ -13,11 +13,14 @@ from ddpmctl.cli.options import (
     Quiet,
     check_choices,
     check_counts,
+    check_ema_length,
     check_guidance,
     choices,
     complete,
     reading,
     switch,
+    tell_ema,
+    weights_text,
 )
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
@@ -51,6 +54,7 @@ def sample(
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
     precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="What the network computes in; less than fp32 is faster on some devices, but then images depend a little on their batch.")] = "fp32",
     weights: Annotated[str, typer.Option(metavar="ema|raw", help="Averaged or last weights.", rich_help_panel=_HOW)] = "ema",
+    ema_length: Annotated[float | None, typer.Option(metavar="0.01..0.28", help="Weights averaged over this share of the training time, for a run with train.ema_snapshot_every; `inspect` names those to be had.", rich_help_panel=_HOW)] = None,
     columns: Annotated[int | None, typer.Option(metavar="COUNT", help="Images in a row of the grid.", parser=reading(parse_count))] = None,
     scale: Annotated[int | None, typer.Option(metavar="COUNT", help="Enlarge every pixel of a grid so many times.  [default: 1, .gif as fits]", parser=reading(parse_count))] = None,
     overwrite: Annotated[bool, switch("--overwrite", "Replace what is there.")] = False,
@@ -78,6 +82,7 @@ def sample(
         raise ConfigError(f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each")
     if eta is not None and not 0 <= eta <= 1:
         raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
+    check_ema_length(ema_length, weights)
     interval = _interval(guidance, guidance_interval)
     picture, strength = _picture(init, strength)
     path, sink = choose_output(out, overwrite=overwrite)
@@ -88,8 +93,9 @@ def sample(
     way = plan(quality, sampler, steps, spacing)
     options = sampler_options(way.sampler, {"eta": eta, "variance": variance})
     with naming_a_good_one():
-        model = load_model(ckpt, device, weights=weights, threshold=threshold, precision=precision,
+        model = load_model(ckpt, device, weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,
                            guidance=guidance, interval=interval)  # fmt: skip
+    tell_ema(model.ema_error, ema_length)
     model.check_steps(steps)
     steps = way.steps_of(model.denoiser.schedule.timesteps)
     way = way._replace(steps=steps)
@@ -99,7 +105,7 @@ def sample(
     guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
     made_with = {
         "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, "n": n, "seed": seed,
-        **way._asdict(), **options, "threshold": threshold, **guided, "weights": weights, "precision": model.precision,
+        **way._asdict(), **options, "threshold": threshold, **guided, "weights": weights, "ema-length": ema_length, "precision": model.precision,
         "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
         **({"init": str(init), "strength": strength} if start else {}),
     }  # fmt: skip
@@ -111,7 +117,7 @@ def sample(
     told = f" from {init} at strength {strength:g}," * bool(start) + told
     console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, taken)} evaluations), {way.spacing} spacing,"
                  f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
-                 f" {weights} weights of step {model.step:,}, {model.device}, {model.precision}")  # fmt: skip
+                 f" {weights_text(weights, model.step, ema_length)}, {model.device}, {model.precision}")  # fmt: skip
     with output as target:
         _run(model, target, labels, way, start, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")

@@ -78,6 +78,7 @@ def evaluate_model(
     settings: Settings,
     *,
     weights: str,
+    ema_length: float | None,
     batch_size: int,
     sheet_file: Path | None,
     sheet_of: int,
@@ -107,7 +108,7 @@ def evaluate_model(
     of_data = _features_of(settings, dataset, settings.data, config, needed)
     facts = {
         "what": {"kind": "model", "path": str(model.path), "checkpoint": model.digest, "step": model.step,
-                 "weights": weights, "precision": model.precision, "device": str(model.device)},
+                 "weights": weights, "ema_length": ema_length, "precision": model.precision, "device": str(model.device)},
         "data": {**_of_images(settings.data, dataset, which), "trained_on": trained_on},
         "made_with": _made_with(model, way, class_name, settings),
         **_distances(settings, of_samples, of_data if sheet_file is None else of_data[which]),
