@@ -115,7 +115,7 @@ def test_what_is_no_file_is_refused():
 def test_code_is_refused_named_and_never_run(protocol):
     file = io.BytesIO()
     if protocol is None:
-        torch.save({**CONTENT, "magic": checkpoint.MAGIC, "x": Evil()}, file)
+        torch.save({**CONTENT, "magic": checkpoint.CHECKPOINT.magic, "x": Evil()}, file)
     else:
         pickle.dump({"x": Evil()}, file, protocol)
     error = said(file.getvalue())
@@ -226,7 +226,7 @@ def test_a_format_that_is_no_number_is_refused(number):
 
 
 def _saved_unchecked(content: dict[str, Any]) -> Path:
-    body = {"magic": checkpoint.MAGIC, "format": checkpoint.FORMAT, "version": "0", **content}
+    body = {"magic": checkpoint.CHECKPOINT.magic, "format": checkpoint.FORMAT, "version": "0", **content}
     torch.save({**body, "digest": checkpoint.digest_of(body)}, Path("made.pt"))
     return Path("made.pt")
 
