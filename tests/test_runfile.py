@@ -139,6 +139,8 @@ def test_file_of_settings(run_file):
             "model: {attention_levels: [4]}\n",
             "run.yaml:1: model.attention_levels: [4] names a level that is not there",
         ),
+        ("model: {num_res_blocks: [0, 1]}\n", "run.yaml:1: model.num_res_blocks: [0, 1] is for 2 levels"),
+        ("model: {num_res_blocks: [0, 1, 1, -1]}\n", "run.yaml:1: model.num_res_blocks"),
         ("model: {base_channels: 31, norm: none}\n", "run.yaml:1: model.base_channels: 31 is odd"),
         ("model: {norm_groups: 24}\n", "run.yaml:1: model.norm_groups: 24 does not divide the channels"),
         ("train: {batch_size: 4, grad_accum: 5}\n", "run.yaml:1: train.grad_accum: 5 parts of a batch of 4"),

@@ -129,8 +129,8 @@ class ModelConfig(Section):
     channel_mults: list[Annotated[Count, Field(ge=1, le=64)]] = Field(
         [1, 2, 2, 2], min_length=1, max_length=8, description="width of each level"
     )
-    num_res_blocks: Annotated[Count, Field(ge=1, le=64)] = Field(
-        2, description="residual blocks a level going down (one more going up)"
+    num_res_blocks: Annotated[Count, Field(ge=1, le=64)] | list[Annotated[Count, Field(le=64)]] = Field(
+        2, description="residual blocks a level going down (one more going up); a list: for each level, 0 or more"
     )
     attention_levels: list[Count] = Field(
         [1], description="levels with self-attention, 0 is full size; the middle always has it"
@@ -189,6 +189,12 @@ class TrainConfig(Section):
     sample_steps: Positive = Field(50, description="denoising steps of the grids")
     log_every: Positive = Field(10, description="steps between rows of metrics.csv")
     val_every: Count = Field(1000, description="steps between measurements of val_loss; 0: only at the end")
+    evaluate_every: Count = Field(
+        0, description="steps between measurements of KID, drawn as the grids are; best.pt is the best so far; 0: none"
+    )
+    evaluate_samples: Annotated[Count, Field(ge=20, le=100_000)] = Field(
+        500, description="samples, and images of the data, that KID compares"
+    )
     bad_steps: Positive = Field(
         20, description="steps in a row with a loss or gradient that is not finite until the run goes back to a checkpoint"
     )

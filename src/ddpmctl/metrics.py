@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ddpmctl.evaluation.scoring import Scored
 from ddpmctl.training import TrainStep
 from ddpmctl.validation import Validated
 
@@ -41,7 +42,9 @@ class Window:
         self._steps = [(float(loss), float(norm), float(lr), bool(applied)) for loss, norm, lr, applied in content]
         self._timed, self._seconds, self._last = 0, 0.0, time.monotonic()
 
-    def row(self, step: int, epoch: float, batch_size: int, result: Validated | None) -> dict[str, object]:
+    def row(
+        self, step: int, epoch: float, batch_size: int, result: Validated | None, scored: Scored | None
+    ) -> dict[str, object]:
         """Means over the steps since the last row, and a fresh start. Steps that were not applied count as skipped."""
         good = [(loss, norm) for loss, norm, _, applied in self._steps if applied] or [(math.nan, math.nan)]
         row: dict[str, object] = {
@@ -57,5 +60,7 @@ class Window:
         if result:
             quarters = {f"val_q{i}": f"{loss:.6g}" for i, loss in enumerate(result.quarters, start=1)}
             row |= {"val_loss": f"{result.loss:.6g}", **quarters}
+        if scored:
+            row |= {"kid": f"{scored.kid:.6g}", "kid_spread": f"{scored.spread:.6g}"}
         self._steps, self._timed, self._seconds = [], 0, 0.0
         return row

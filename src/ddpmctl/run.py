@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -28,6 +29,7 @@ from ddpmctl.data.batches import Batches
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.divergence import Watch, advice
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
+from ddpmctl.evaluation.scoring import Scored, Scoring
 from ddpmctl.events import Busy, Notice, Saved
 from ddpmctl.files import there
 from ddpmctl.images import save_png
@@ -39,7 +41,7 @@ from ddpmctl.runfolder import RunFolder
 from ddpmctl.training import TrainState, TrainStep, train_steps
 from ddpmctl.validation import DRAWS, Validated, Validation, hold_out
 
-Event = TrainStep | Busy | Saved | Notice | Validated
+Event = TrainStep | Busy | Saved | Notice | Validated | Scored
 """What :meth:`Run.train` yields."""
 
 
@@ -68,6 +70,9 @@ class Run:
         self.validation = Validation(dataset, held, config.diffusion.loss) if len(held) else None
         self._watch = Watch(config.train.bad_steps, scaling=scaler.is_enabled())
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
+        train = config.train
+        n = min(train.evaluate_samples, len(dataset))
+        self.scoring = Scoring(dataset, n, self.grid.seed, self.device) if train.evaluate_every else None
         self._window, self._begun = Window(), False
         self._kept, self._trying = Kept(), Attempts()
 
@@ -125,10 +130,15 @@ class Run:
     def _account(self) -> Iterator[Event]:
         """What is due at the present step and not yet done: its row of metrics, checkpoint and sample grid."""
         if not self._window.empty() and self._row_is_due():
-            result = None
+            result = scored = None
             if self._validation_is_due():
                 result = yield from self.validate()
-            yield from self._trying(self.folder.metrics.path, lambda: self._log(result))
+            if self._evaluation_is_due():
+                scored = yield from self.evaluate()
+            best = scored is not None and scored.kid < self._best_kid()
+            yield from self._trying(self.folder.metrics.path, lambda: self._log(result, scored))
+            if best:
+                yield from self._trying(self.folder.best_file, self._keep_as_best)
         snapshot = self.folder.snapshot_file(self.state.step)
         if self._snapshot_is_due() and not there(snapshot):
             yield from self._trying(self.folder.averages, lambda: self._take(snapshot))
@@ -144,7 +154,10 @@ class Run:
         return self.state.step > 0 and (self._at_end() or bool(every and self.state.step % every == 0))
 
     def _row_is_due(self) -> bool:
-        return self._due(self.config.train.log_every) or self._validation_is_due()
+        return self._due(self.config.train.log_every) or self._validation_is_due() or self._evaluation_is_due()
+
+    def _evaluation_is_due(self) -> bool:
+        return self.scoring is not None and self._due(self.config.train.evaluate_every)
 
     def _validation_is_due(self) -> bool:
         return self.validation is not None and self._due(self.config.train.val_every)
@@ -241,9 +254,18 @@ class Run:
         self.folder.ready()
         averages.save(snapshot, [power.state_dict() for power in self.state.powers])
 
-    def _log(self, result: Validated | None) -> None:
-        epoch = self.batches.epoch_of(self.state.step)
-        self.folder.append_metrics(self._window.row(self.state.step, epoch, self.config.train.batch_size, result))
+    def _log(self, result: Validated | None, scored: Scored | None) -> None:
+        step, epoch = self.state.step, self.batches.epoch_of(self.state.step)
+        self.folder.append_metrics(self._window.row(step, epoch, self.config.train.batch_size, result, scored))
+
+    def _best_kid(self) -> float:
+        """The lowest so far in the rows that count."""
+        rows = [*self.folder.metrics.read(), *self.folder.metrics.unwritten]
+        return min((float(str(row["kid"])) for row in rows if row.get("kid")), default=math.inf)
+
+    def _keep_as_best(self) -> None:
+        self.folder.ready()
+        checkpoint.save(self.folder.best_file, self._content(self._kept.planned))
 
     def save(self) -> Path:
         """Write the checkpoint of this step.
@@ -266,7 +288,14 @@ class Run:
         with suppress(OutputError):  # rows that cannot be written go into the checkpoint instead
             self.folder.flush_metrics(to_disk=True)
         path = self.folder.checkpoint_file(step)
-        checkpoint.save(path, {
+        checkpoint.save(path, self._content(planned))
+        self._kept = Kept(step, planned, self._kept.tried, pending=not self._window.empty())
+        self.folder.note_saved()
+        return path
+
+    def _content(self, planned: int) -> dict[str, Any]:
+        """What a checkpoint of the present step holds."""
+        return {
             **self.state.state_dict(),
             "config": self.config.to_dict(),
             "image_shape": list(self.image_shape),
@@ -276,10 +305,7 @@ class Run:
             "bad_in_a_row": self._watch.in_a_row,
             **self.folder.metrics.state_dict(),
             "planned": planned,
-        })  # fmt: skip
-        self._kept = Kept(step, planned, self._kept.tried, pending=not self._window.empty())
-        self.folder.note_saved()
-        return path
+        }
 
     def saved(self) -> bool:
         """Whether the last checkpoint is of the present step, and the very last one not of a row that is written since."""
@@ -293,6 +319,14 @@ class Run:
         self._window.restart_clock()
         yield result
         return result
+
+    def evaluate(self) -> Generator[Event, None, Scored]:
+        """KID of the averaged weights; needs ``train.evaluate_every``."""
+        assert self.scoring is not None
+        scored = yield from self.scoring(self.average, self.grid)
+        self._window.restart_clock()
+        yield scored
+        return scored
 
     def preview(self) -> Iterator[Event]:
         """Draw the sample grid of this step, and the loss curve."""

@@ -258,6 +258,11 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
             f"{place('model.attention_levels')}: {model.attention_levels} names a level that is not there",
             f"channel_mults gives levels 0 to {levels - 1}",
         )
+    if isinstance(model.num_res_blocks, list) and len(model.num_res_blocks) != levels:
+        raise ConfigError(
+            f"{place('model.num_res_blocks')}: {model.num_res_blocks} is for {len(model.num_res_blocks)} levels",
+            f"channel_mults gives {levels}: list as many, or give one number for all",
+        )
     if model.base_channels % 2:
         raise ConfigError(f"{place('model.base_channels')}: {model.base_channels} is odd", "give an even number")
     if model.label_dropout and not config.data.conditional:

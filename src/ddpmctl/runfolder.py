@@ -10,6 +10,7 @@
     runs/NAME/.lock                 held by the process that trains; one that a dead process left means nothing
     runs/NAME/samples/step-*.png    grids from the same noise
     runs/NAME/averages/step-*.pt    snapshots for `sample --ema-length`, where the run takes them
+    runs/NAME/checkpoints/best.pt   the one of the lowest KID, with train.evaluate_every
     runs/NAME/checkpoints/step-*.pt the newest ones; *.pt.aside: one that could not be read, or that a run went back from
 """
 
@@ -31,7 +32,7 @@ from ddpmctl.table import Table
 
 _OURS = (
     "metrics.csv", "loss.png", "bad-images.csv", ".saved",
-    "samples/step-*[0-9].png", "checkpoints/step-*[0-9].pt", "checkpoints/step-*.pt.aside",
+    "samples/step-*[0-9].png", "checkpoints/step-*[0-9].pt", "checkpoints/step-*.pt.aside", "checkpoints/best.pt",
     "averages/step-*[0-9].pt", "*/.ddpmctl-*.tmp",
 )  # fmt: skip
 """What a run keeps, beside run.yaml: that stays, so that a folder half cleared is still known as a run."""
@@ -51,6 +52,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.averages = path / "averages"
         self.metrics = Table(path / "metrics.csv")
+        self.best_file = self.checkpoints / "best.pt"
         self._lock = FolderLock(path)
         self._mark = path / ".saved"
         self._owed: int | None = None

@@ -15,7 +15,7 @@ from ddpmctl.files import output_errors, replacing, sync_folder
 
 COLUMNS = (
     "step", "epoch", "loss", "grad_norm", "lr", "skipped",
-    "val_loss", "val_q1", "val_q2", "val_q3", "val_q4", "images_per_s",
+    "val_loss", "val_q1", "val_q2", "val_q3", "val_q4", "images_per_s", "kid", "kid_spread",
 )  # fmt: skip
 
 

@@ -80,6 +80,19 @@ def test_size_that_does_not_halve_evenly(size, levels, padding):
 
 
 @torch.no_grad()
+def test_each_level_has_its_number_of_blocks():
+    """A list of equal numbers is that number; a level with none only changes size going down."""
+    one, same = unet(channel_mults=(1, 2, 2), num_res_blocks=2), unet(channel_mults=(1, 2, 2), num_res_blocks=[2, 2, 2])
+    x = image(2, 3, 8, 8)
+    assert torch.equal(one(x, steps(1, 2)), same(x, steps(1, 2)))
+    bare = unet(channel_mults=(1, 2, 2), num_res_blocks=[0, 1, 3])
+    kinds = [type(module).__name__ for module in bare.down]
+    assert kinds == ["Downsample", "ResidualBlock", "Downsample", *["ResidualBlock"] * 3]
+    assert [type(module).__name__ for module in bare.up].count("ResidualBlock") == 1 + 2 + 4
+    assert bare(x, steps(1, 2)).shape == x.shape
+
+
+@torch.no_grad()
 def test_patches_are_channels_of_a_smaller_image():
     """As a network without patches sees them when each becomes a pixel of p x p times the channels, by hand."""
     net, inner = unet(3, patch=2), unet(12)

@@ -243,6 +243,16 @@ class ListOf(Kind):
         return [self.each.meaning(item) for item in raw]
 
 
+class Blocks(Whole):
+    """A number for all levels, or a list with one for each, which may be 0."""
+
+    def meaning(self, raw: object) -> object:
+        if isinstance(raw, list):
+            refuse_unless(bool(raw))
+            return [Whole(0, 64).meaning(item) for item in raw]
+        return super().meaning(raw)
+
+
 KINDS: dict[str, Kind] = {
     "device": Device(),
     "precision": Choice(("auto", "fp32", "bf16", "fp16")),
@@ -267,7 +277,7 @@ KINDS: dict[str, Kind] = {
     "diffusion.offset_noise": Real(0, 1),
     "model.base_channels": Whole(1, 8192, of=(32, 64, 96, 128, 8192)),
     "model.channel_mults": ListOf(Whole(1, 64), least=1, most=8, good_least=2),
-    "model.num_res_blocks": Whole(1, 64),
+    "model.num_res_blocks": Blocks(1, 64),
     "model.attention_levels": ListOf(Whole(of=(0, 1)), good_most=3),
     "model.dropout": Real(0, 1, without=(1,)),
     "model.label_dropout": Real(0, 1, without=(1,)),
@@ -302,6 +312,8 @@ KINDS: dict[str, Kind] = {
     "train.sample_steps": Whole(1),
     "train.log_every": Whole(1),
     "train.val_every": Whole(),
+    "train.evaluate_every": Whole(of=(0,)),
+    "train.evaluate_samples": Whole(20, 100_000),
     "train.bad_steps": Whole(1),
     "train.max_rollbacks": Whole(),
 }

@@ -39,6 +39,9 @@ def summary(run: Run) -> None:
     if run.validation:
         every = f"every {train.val_every:,} steps" if train.val_every else "at the end"
         rows.insert(2, ("held out", f"{len(run.validation.held):,} images; val_loss is measured on them {every}"))
+    if run.scoring:
+        rows.append(("measured", f"KID of {run.scoring.n:,} samples every {train.evaluate_every:,} steps: {train.sampler}, {run.grid.steps} steps; "
+                                 f"the best is {run.folder.best_file.relative_to(run.folder.path)}"))  # fmt: skip
     if run.state.step:
         times = run.state.halvings
         halved = f", lr halved {'once' if times == 1 else f'{times} times'} after it diverged" if times else ""
@@ -59,6 +62,7 @@ class Shown:
 
     def event(self, bar: console.Bar, event: Event) -> None:
         """Show one event on, above or beside the bar."""
+        from ddpmctl.evaluation.scoring import Scored
         from ddpmctl.events import Busy, Notice, Saved
         from ddpmctl.training import TrainStep
         from ddpmctl.validation import Validated
@@ -76,6 +80,8 @@ class Shown:
         elif isinstance(event, Validated):
             quarters = " ".join(f"{loss:.4f}" for loss in event.quarters)
             bar.note(f"step {self.run.state.step:,}: held-out loss {event.loss:.4f} (by quarter of t: {quarters})")
+        elif isinstance(event, Scored):
+            bar.note(f"step {self.run.state.step:,}: KID {event.kid:.5f} ± {event.spread:.5f} of {event.n:,} samples")
         elif isinstance(event, Saved) and event.path.suffix == ".png":
             bar.note(f"step {self.run.state.step:,}: {event.path}")
 

@@ -133,7 +133,7 @@ class UNet(nn.Module):
     ``time_width`` None: no time input. ``num_classes`` None: no class input. ``padding`` pixels are added on each
     side (zeros) and cropped from the output. With ``patch`` p the network works on p x p pixels at a time, p^2 C channels
     of a p-th of the size (Luhman & Luhman 2022). ``attention_levels`` counts from 0, the size after that;
-    the middle always has attention.
+    the middle always has attention. ``num_res_blocks``: going down, one more going up; a list has a number for each level.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class UNet(nn.Module):
         *,
         base_channels: int = 128,
         channel_mults: Sequence[int] = (1, 2, 2, 2),
-        num_res_blocks: int = 2,
+        num_res_blocks: int | Sequence[int] = 2,
         attention_levels: Sequence[int] = (1,),
         dropout: float = 0.1,
         norm: str = "group",
@@ -171,11 +171,12 @@ class UNet(nn.Module):
         image_channels *= patch**2
         self.conv_in = nn.Conv2d(image_channels, base_channels, 3, padding=1)
         widths = [base_channels * m for m in channel_mults]
+        counts = [num_res_blocks] * len(widths) if isinstance(num_res_blocks, int) else list(num_res_blocks)
         channels, skips, last = base_channels, [base_channels], len(widths) - 1
 
         self.down = nn.ModuleList()
         for level, width in enumerate(widths):
-            for _ in range(num_res_blocks):
+            for _ in range(counts[level]):
                 self.down.append(block(channels, width, level in attention_levels))
                 channels = width
                 skips.append(channels)
@@ -187,7 +188,7 @@ class UNet(nn.Module):
 
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
-            for _ in range(num_res_blocks + 1):
+            for _ in range(counts[level] + 1):
                 self.up.append(block(channels + skips.pop(), width, level in attention_levels))
                 channels = width
             if level != 0:

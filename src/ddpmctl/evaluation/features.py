@@ -26,11 +26,12 @@ INCEPTION_URL = (
 INCEPTION_DIGEST = "6726825d"
 """How the sha256 of the weights begins with which published FIDs are computed."""
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
-
 
 class _EfficientNetLite0(nn.Module):
-    """Means over the 7x7 places of the last convolution. Tan & Le 2019, without squeeze and excitation."""
+    """Means over the 7x7 places of the last convolution. Tan & Le 2019, without squeeze and excitation.
+
+    It sees (pixel - 127) / 128, as when its authors trained it.
+    """
 
     def __init__(self, weights: Path | None) -> None:
         super().__init__()
@@ -44,9 +45,8 @@ class _EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         size = (self.side, self.side)
-        x = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255) / 255
-        mean, std = (x.new_tensor(row).view(1, 3, 1, 1) for row in (_MEAN, _STD))
-        found: Tensor = self.net.extract_features(((x - mean) / std).contiguous(memory_format=torch.channels_last))
+        x = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
+        found: Tensor = self.net.extract_features(((x - 127) / 128).contiguous(memory_format=torch.channels_last))
         return found.mean(dim=(2, 3))
 
 
