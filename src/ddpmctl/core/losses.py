@@ -1,4 +1,4 @@
-"""The training loss: t uniform in 1..T, network output against its target."""
+"""The training loss: network output against its target, at the levels of :mod:`ddpmctl.core.draws`."""
 
 from __future__ import annotations
 
@@ -57,15 +57,17 @@ def denoising_loss(
     *,
     loss: str = "l2",
     weighting: str = "uniform",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean loss over the batch, a float32 scalar. Ho et al. 2020, equation 14 (for l2, eps and uniform).
 
     ``x0``, ``eps``: (B, C, H, W); ``t``: (B,) on the CPU, 1..T; ``label``: (B,) or None. ``loss`` is a row of
-    :data:`LOSSES`, ``weighting`` one of :data:`WEIGHTINGS`.
+    :data:`LOSSES`, ``weighting`` one of :data:`WEIGHTINGS`; ``weights`` (B,): those of a draw of t, None: 1.
     """
     x_t = denoiser.schedule.q_sample(x0, t, eps)
     output, target = denoiser.output(x_t, t, label), denoiser.target(x0, t, eps)
-    if WEIGHTINGS[weighting] is None:
+    if WEIGHTINGS[weighting] is None and weights is None:
         return LOSSES[loss](output, target)
     each = LOSSES[loss](output, target, reduction="none").flatten(1).mean(1)
-    return (each * level_weights(denoiser, t, weighting).to(each)).mean()
+    counted = level_weights(denoiser, t, weighting) * (1 if weights is None else weights)
+    return (each * counted.to(each)).mean()
