@@ -107,6 +107,12 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
     return net.to(device).to(memory_format=torch.channels_last)
 
 
+def build_schedule(config: RunConfig) -> NoiseSchedule:
+    """The noise schedule of the run."""
+    diffusion = config.diffusion
+    return NoiseSchedule.named(diffusion.schedule, diffusion.timesteps, zero_snr=diffusion.zero_terminal_snr)
+
+
 def build_denoiser(
     config: RunConfig,
     net: nn.Module,
@@ -117,11 +123,10 @@ def build_denoiser(
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoiser:
     """The denoiser of the run: its schedule and prediction around ``net``, a network of :func:`build_net`."""
-    schedule = NoiseSchedule.named(config.diffusion.schedule, config.diffusion.timesteps)
     classes = getattr(net, "num_classes", None)
     null_label = classes - 1 if classes and config.model.label_dropout else None
     return Denoiser(
-        net, schedule, config.diffusion.prediction, threshold=threshold, autocast=autocast,
+        net, build_schedule(config), config.diffusion.prediction, threshold=threshold, autocast=autocast,
         null_label=null_label, guidance=guidance, interval=interval,
     )  # fmt: skip
 

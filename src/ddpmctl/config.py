@@ -113,6 +113,9 @@ class DiffusionConfig(Section):
 
     timesteps: Annotated[Count, Field(ge=2, le=100_000)] = Field(1000, description="T, the number of noising steps")
     schedule: Schedule = Field("linear", description="linear | cosine | sigmoid")
+    zero_terminal_snr: bool = Field(
+        False, description="rescale the schedule so that nothing of the image is left at T; for prediction v or x0"
+    )
     prediction: Prediction = Field("eps", description="what the network predicts: eps | x0 | v")
     loss: Loss = Field("l2", description="l2 | l1 | huber")
     weighting: Weighting = Field(

@@ -71,7 +71,9 @@ def test_old_checkpoints_go_the_newest_stay(photos, tiny):
     ["--set", "train.lr_schedule=cosine_flat", "--set", "train.optimizer=adamw", "--set", "train.log_every=3"],
     ["--set", "diffusion.t_sampling=stratified", "--set", "train.grad_accum=2"],
     ["--set", "diffusion.t_sampling=importance", "--set", "diffusion.weighting=min_snr"],
-], ids=["plain", "flips and labels", "accumulation in bf16", "batch norm", "lr schedule", "stratified", "importance"])  # fmt: skip
+    ["--set", "diffusion.zero_terminal_snr=true", "--prediction", "v", "--set", "diffusion.t_sampling=importance"],
+], ids=["plain", "flips and labels", "accumulation in bf16", "batch norm", "lr schedule", "stratified", "importance",
+        "zero terminal SNR"])  # fmt: skip
 def test_a_resumed_run_is_the_uninterrupted_one(photos, tiny, extra):
     command = ["train", str(photos), "-c", str(tiny), "-q", *extra]
     assert main([*command, "--out", "whole", "--steps", "8"]) == 0

@@ -271,6 +271,7 @@ KINDS: dict[str, Kind] = {
     "data.holdout": Real(0, 1, without=(1,)),
     "diffusion.timesteps": Whole(2, 100_000),
     "diffusion.schedule": Choice(("linear", "cosine", "sigmoid")),
+    "diffusion.zero_terminal_snr": Truth(),
     "diffusion.prediction": Choice(("eps", "x0", "v")),
     "diffusion.loss": Choice(("l2", "l1", "huber")),
     "diffusion.weighting": Choice(("uniform", "min_snr", "p2")),
@@ -389,6 +390,10 @@ def right_files(draw: DrawFn) -> tuple[str, dict[str, object]]:
     if "data.conditional" not in given or not given["data.conditional"].value:
         keys = [key for key in keys if key != "model.label_dropout"]  # which hides what there must be
         given.pop("model.label_dropout", None)
+    target, weighting = (given.get(f"diffusion.{name}") for name in ("prediction", "weighting"))
+    if not target or target.value == "eps" or (weighting and weighting.value != "uniform"):
+        keys = [key for key in keys if key != "diffusion.zero_terminal_snr"]  # of which those know nothing at T
+        given.pop("diffusion.zero_terminal_snr", None)
     entries = [Entry(key.rpartition(".")[0], key.rpartition(".")[2], given[key].text) for key in keys]
     return draw(rendered(entries)), {key: value for key, (_, value) in given.items()}
 

@@ -37,7 +37,9 @@ class Denoiser:
         guidance: float = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        """Raises ``ValueError`` for a guidance without a null label."""
+        """Raises ``ValueError`` for a guidance without a null label, and for eps where alpha_bar_T is 0."""
+        if prediction == "eps" and schedule.alpha_bar[-1] == 0:
+            raise ValueError("eps says nothing of x0 where alpha_bar is 0")
         if guidance != 1 and null_label is None:
             raise ValueError("guidance needs a network with a null label")
         self.net, self.schedule, self.prediction = net, schedule, PREDICTIONS[prediction]

@@ -22,7 +22,7 @@ def min_snr(snr: Tensor) -> Tensor:
 
     Hang et al. 2023 (Min-SNR-gamma), section 3.4.
     """
-    return snr.clamp(max=5) / snr
+    return 5 / snr.clamp(min=5)
 
 
 def p2(snr: Tensor) -> Tensor:

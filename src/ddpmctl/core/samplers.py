@@ -169,6 +169,8 @@ def heun(
     It runs in x / sqrt(abar) and sigma = sqrt(1 - abar) / sqrt(abar), where Euler's step is ddim's. Second order, for
     two evaluations a step but one at the last. It needs levels spaced by their noise (``karras``, ``logsnr``): where a
     schedule ends in next to no signal, as cosine does, even steps in t begin with a leap in sigma that it overshoots.
+    From where there is no signal at all, and sigma is infinite, the same step is made in x / sqrt(1 - abar) and 1 / sigma,
+    along which x0 is the slope.
     """
     signal, spread, lam = _coefficients(denoiser)
     sigma = [math.exp(-lam_t) for lam_t in lam]
@@ -177,8 +179,9 @@ def heun(
         x0, eps = denoiser(x_t, t, label)
         x_t = signal[s] * x0 + spread[s] * eps
         if s > 0:
-            _, eps_s = denoiser(x_t, s, label)
-            x_t = x_t + signal[s] * (sigma[s] - sigma[t]) * (eps_s - eps) / 2
+            x0_s, eps_s = denoiser(x_t, s, label)
+            bend = x0_s - x0 if math.isinf(sigma[t]) else (sigma[s] - sigma[t]) * (eps_s - eps)
+            x_t = x_t + signal[s] * bend / 2
         yield SampleStep(s, x_t, x0)
 
 
@@ -193,7 +196,10 @@ def _coefficients(denoiser: Denoiser) -> tuple[list[float], list[float], list[fl
 
 
 def _midway(past: list[Estimate], lam_s: float) -> Tensor:
-    """x0 halfway from the last of ``past`` to ``lam_s``, on the line through the last two; the last where that ends."""
+    """x0 halfway from the last of ``past`` to ``lam_s``, on the line through the last two; the last where that ends.
+
+    Where lambda_u is minus infinity the line is level.
+    """
     lam_t, x0 = past[-1]
     if len(past) < 2 or math.isinf(lam_s):
         return x0
@@ -204,7 +210,8 @@ def _midway(past: list[Estimate], lam_s: float) -> Tensor:
 def _between(past: list[Estimate]) -> Tensor:
     """Mean of x0 over the step between the last two of ``past``, by e^lambda, on the parabola through the last three.
 
-    The midpoint where there are two. Zhao et al. 2023, with tau = (lambda - lambda_u) / (lambda_t - lambda_u).
+    The midpoint where there are two, which needs no finite lambda_u: it is the trapezoid in e^lambda.
+    Zhao et al. 2023, with tau = (lambda - lambda_u) / (lambda_t - lambda_u).
     """
     (lam_u, x0_u), (lam_t, x0_t) = past[-2:]
     if len(past) < 3:
