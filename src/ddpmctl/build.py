@@ -76,6 +76,7 @@ def precision_name(dtype: torch.dtype | None) -> str:
 def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
     """The UNet for images of ``channels``; ``num_classes`` 0: unconditional. Weights follow from the global seed.
 
+    It has as many channels again for the variance, where that is learned.
     Where labels are hidden in training, one more class, the last, stands for none.
     """
     model = config.model
@@ -96,6 +97,7 @@ def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
         num_classes=num_classes + bool(model.label_dropout) if num_classes else None,
         padding=model.padding,
         patch=model.patch,
+        out_channels=2 * channels if config.diffusion.learn_variance else channels,
     )
 
 
@@ -127,7 +129,7 @@ def build_denoiser(
     null_label = classes - 1 if classes and config.model.label_dropout else None
     return Denoiser(
         net, build_schedule(config), config.diffusion.prediction, threshold=threshold, autocast=autocast,
-        null_label=null_label, guidance=guidance, interval=interval,
+        null_label=null_label, guidance=guidance, interval=interval, learned_variance=config.diffusion.learn_variance,
     )  # fmt: skip
 
 

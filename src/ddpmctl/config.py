@@ -124,6 +124,9 @@ class DiffusionConfig(Section):
     t_sampling: TSampling = Field(
         "uniform", description="draws of t, without bias: uniform | stratified (spread over a batch) | importance"
     )
+    learn_variance: bool = Field(
+        False, description="the network says how much noise a step of ddpm adds, too: better bits/dim, and few steps"
+    )
     offset_noise: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.0, description="share of noise that a whole channel has in common, for dark and bright images; 0.1 is usual"
     )

@@ -14,7 +14,7 @@ from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.draws import T_SAMPLINGS
 from ddpmctl.core.ema import EMA
-from ddpmctl.core.losses import denoising_loss
+from ddpmctl.core.losses import VLB_WEIGHT, denoising_loss
 from ddpmctl.core.noise import derive_seed, derived_generator
 from ddpmctl.core.optim import LR_SCHEDULES
 from ddpmctl.core.power import PowerEMA
@@ -192,6 +192,7 @@ def add_gradients(
             loss = denoising_loss(
                 denoiser, x0_part.to(device), t_part, eps_part.to(device), on_device,
                 loss=diffusion.loss, weighting=diffusion.weighting, weights=weights,
+                vlb_weight=VLB_WEIGHT if diffusion.learn_variance else 0.0,
             )  # fmt: skip
             loss = loss * (len(x0_part) / len(x0))
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -276,6 +276,7 @@ KINDS: dict[str, Kind] = {
     "diffusion.loss": Choice(("l2", "l1", "huber")),
     "diffusion.weighting": Choice(("uniform", "min_snr", "p2")),
     "diffusion.t_sampling": Choice(("uniform", "stratified", "importance")),
+    "diffusion.learn_variance": Truth(),
     "diffusion.offset_noise": Real(0, 1),
     "model.base_channels": Whole(1, 8192, of=(32, 64, 96, 128, 8192)),
     "model.channel_mults": ListOf(Whole(1, 64), least=1, most=8, good_least=2),

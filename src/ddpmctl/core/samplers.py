@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,14 +29,22 @@ class SampleStep(NamedTuple):
 Noise = Callable[[], Tensor]
 
 
-VARIANCES: dict[str, Callable[[float, float], float]] = {
-    "beta": lambda beta, shrink: beta,
-    "posterior": lambda beta, shrink: beta * shrink,
+VARIANCES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "beta": lambda beta, shrink, fraction: beta,
+    "posterior": lambda beta, shrink, fraction: beta * shrink,
+    "learned": lambda beta, shrink, fraction: beta * shrink ** (1 - fraction),
 }
-"""sigma^2 of ddpm out of beta and (1 - abar_s) / (1 - abar_t): right for data that is pure noise, and one single point.
+"""sigma^2 of ddpm out of beta, shrink = (1 - abar_s) / (1 - abar_t) and the network's fraction, each a number or a tensor.
 
-Ho et al. 2020, section 3.2.
+``beta`` is right for data that is pure noise, ``posterior`` for one single point: Ho et al. 2020, section 3.2. ``learned``
+lies between them, exp(v log beta + (1 - v) log(beta shrink)): Nichol & Dhariwal 2021, equation 15.
 """
+
+
+def variances_of(denoiser: Denoiser) -> list[str]:
+    """The rows of :data:`VARIANCES` that ``denoiser`` can go by, its own first: what ddpm takes unless told."""
+    fixed = [name for name in VARIANCES if name != "learned"]
+    return ["learned", *fixed] if denoiser.learned_variance else fixed
 
 
 @torch.no_grad()
@@ -47,23 +55,27 @@ def ddpm(
     *,
     noise: Noise,
     label: Tensor | None = None,
-    variance: str = "beta",
+    variance: str | None = None,
 ) -> Iterator[SampleStep]:
     """Ancestral sampling. Ho et al. 2020, equations 6 and 7 and algorithm 2, for any falling levels t > s.
 
-    alpha = abar_t / abar_s and beta = 1 - alpha; sigma^2 is the row ``variance`` of :data:`VARIANCES`. No noise is added
-    on the way to s = 0.
+    alpha = abar_t / abar_s and beta = 1 - alpha; sigma^2 is the row ``variance`` of :data:`VARIANCES`, None: the first of
+    :func:`variances_of`. No noise is added on the way to s = 0. Raises ``ValueError`` for ``learned`` where it is not.
     """
+    if variance == "learned" and not denoiser.learned_variance:
+        raise ValueError("the denoiser has not learned a variance")
+    sigma_squared = VARIANCES[variance or variances_of(denoiser)[0]]
     alpha_bar = denoiser.schedule.alpha_bar.tolist()
     x_t = x_T
     for t, s in pairwise(timesteps):
         alpha = alpha_bar[t] / alpha_bar[s]
         beta = 1 - alpha
         shrink = (1 - alpha_bar[s]) / (1 - alpha_bar[t])
-        x0, _ = denoiser(x_t, t, label)
+        x0, _, fraction = denoiser.estimate(x_t, t, label)
         x_t = math.sqrt(alpha_bar[s]) * beta / (1 - alpha_bar[t]) * x0 + math.sqrt(alpha) * shrink * x_t
         if s > 0:
-            x_t = x_t + math.sqrt(VARIANCES[variance](beta, shrink)) * noise()
+            squared = sigma_squared(beta, shrink, fraction)
+            x_t = x_t + (squared.sqrt() if isinstance(squared, Tensor) else math.sqrt(squared)) * noise()
         yield SampleStep(s, x_t, x0)
 
 
