@@ -18,6 +18,7 @@ TABLES = {
     "diffusion.prediction": ("core.prediction", "PREDICTIONS"),
     "diffusion.loss": ("core.losses", "LOSSES"),
     "diffusion.weighting": ("core.losses", "WEIGHTINGS"),
+    "diffusion.t_sampling": ("core.draws", "T_SAMPLINGS"),
     "model.norm": ("core.unet", "NORMS"),
     "model.activation": ("core.unet", "ACTIVATIONS"),
     "train.optimizer": ("core.optim", "OPTIMIZERS"),

@@ -76,6 +76,7 @@ def precision_name(dtype: torch.dtype | None) -> str:
 def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
     """The UNet for images of ``channels``; ``num_classes`` 0: unconditional. Weights follow from the global seed.
 
+    It has as many channels again for the variance, where that is learned.
     Where labels are hidden in training, one more class, the last, stands for none.
     """
     model = config.model
@@ -96,6 +97,7 @@ def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
         num_classes=num_classes + bool(model.label_dropout) if num_classes else None,
         padding=model.padding,
         patch=model.patch,
+        out_channels=2 * channels if config.diffusion.learn_variance else channels,
     )
 
 
@@ -105,6 +107,12 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
         return net.to(device)
     # A tenth faster on a CPU with AVX-512 (quickstart network, float32); NVIDIA's tensor cores want it too.
     return net.to(device).to(memory_format=torch.channels_last)
+
+
+def build_schedule(config: RunConfig) -> NoiseSchedule:
+    """The noise schedule of the run."""
+    diffusion = config.diffusion
+    return NoiseSchedule.named(diffusion.schedule, diffusion.timesteps, zero_snr=diffusion.zero_terminal_snr)
 
 
 def build_denoiser(
@@ -117,12 +125,11 @@ def build_denoiser(
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Denoiser:
     """The denoiser of the run: its schedule and prediction around ``net``, a network of :func:`build_net`."""
-    schedule = NoiseSchedule.named(config.diffusion.schedule, config.diffusion.timesteps)
     classes = getattr(net, "num_classes", None)
     null_label = classes - 1 if classes and config.model.label_dropout else None
     return Denoiser(
-        net, schedule, config.diffusion.prediction, threshold=threshold, autocast=autocast,
-        null_label=null_label, guidance=guidance, interval=interval,
+        net, build_schedule(config), config.diffusion.prediction, threshold=threshold, autocast=autocast,
+        null_label=null_label, guidance=guidance, interval=interval, learned_variance=config.diffusion.learn_variance,
     )  # fmt: skip
 
 

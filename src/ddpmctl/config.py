@@ -68,6 +68,7 @@ Schedule = Annotated[str, AfterValidator(_row("core.schedule", "SCHEDULES"))]
 Prediction = Annotated[str, AfterValidator(_row("core.prediction", "PREDICTIONS"))]
 Loss = Annotated[str, AfterValidator(_row("core.losses", "LOSSES"))]
 Weighting = Annotated[str, AfterValidator(_row("core.losses", "WEIGHTINGS"))]
+TSampling = Annotated[str, AfterValidator(_row("core.draws", "T_SAMPLINGS"))]
 Norm = Annotated[str, AfterValidator(_row("core.unet", "NORMS"))]
 Activation = Annotated[str, AfterValidator(_row("core.unet", "ACTIVATIONS"))]
 Sampler = Annotated[str, AfterValidator(_row("core.samplers", "SAMPLERS"))]
@@ -112,10 +113,19 @@ class DiffusionConfig(Section):
 
     timesteps: Annotated[Count, Field(ge=2, le=100_000)] = Field(1000, description="T, the number of noising steps")
     schedule: Schedule = Field("linear", description="linear | cosine | sigmoid")
+    zero_terminal_snr: bool = Field(
+        False, description="rescale the schedule so that nothing of the image is left at T; for prediction v or x0"
+    )
     prediction: Prediction = Field("eps", description="what the network predicts: eps | x0 | v")
-    loss: Loss = Field("l2", description="l2 | l1 | huber, t uniform in 1..T")
+    loss: Loss = Field("l2", description="l2 | l1 | huber")
     weighting: Weighting = Field(
         "uniform", description="how much each noise level counts in training: uniform | min_snr | p2"
+    )
+    t_sampling: TSampling = Field(
+        "uniform", description="draws of t, without bias: uniform | stratified (spread over a batch) | importance"
+    )
+    learn_variance: bool = Field(
+        False, description="the network says how much noise a step of ddpm adds, too: better bits/dim, and few steps"
     )
     offset_noise: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.0, description="share of noise that a whole channel has in common, for dark and bright images; 0.1 is usual"

@@ -199,13 +199,13 @@ def _progress(config: RunConfig, step: int, images: int) -> Facts:
 
 def _network(config: RunConfig, net: nn.Module, shape: tuple[int, int, int]) -> Facts:
     """Parameters by block, FLOPs, and the schedule with its terminal signal-to-noise ratio."""
-    from ddpmctl.core.schedule import NoiseSchedule
+    from ddpmctl.build import build_schedule
 
     blocks: Counter[str] = Counter()
     for name, parameter in net.named_parameters():
         parts = name.split(".")
         blocks[".".join(parts[:2]) if parts[0] in ("down", "middle", "up") else parts[0]] += parameter.numel()
-    schedule = NoiseSchedule.named(config.diffusion.schedule, config.diffusion.timesteps)
+    schedule = build_schedule(config)
     flops = _flops(net, shape)
     batch = config.train.batch_size
     return {

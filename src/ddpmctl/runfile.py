@@ -178,6 +178,7 @@ def resolve(*layers: Layer) -> RunConfig:
     except ValidationError as error:
         raise _invalid(error, origins) from error
     _check_model(config, origins)
+    _check_diffusion(config, origins)
     return config
 
 
@@ -279,6 +280,22 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
         raise ConfigError(
             f"{place('train.grad_accum')}: {train.grad_accum} parts of a batch of {train.batch_size}",
             "grad_accum is at most batch_size",
+        )
+
+
+def _check_diffusion(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """Rules between keys of ``diffusion``."""
+    diffusion = config.diffusion
+    place = origins.get("diffusion.zero_terminal_snr", "diffusion.zero_terminal_snr")
+    if diffusion.zero_terminal_snr and diffusion.prediction == "eps":
+        raise ConfigError(
+            f"{place}: with prediction eps nothing could be said of the image at T, where x_t is eps itself",
+            "set diffusion.prediction=v, or x0",
+        )
+    if diffusion.zero_terminal_snr and diffusion.weighting != "uniform":
+        raise ConfigError(
+            f"{place}: weighting {diffusion.weighting} would give T, where the SNR is 0, no weight: never trained",
+            "set diffusion.weighting=uniform",
         )
 
 

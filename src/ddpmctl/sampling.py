@@ -56,6 +56,14 @@ class Model:
         if steps is not None and steps > timesteps:
             raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
 
+    def check_variance(self, variance: str | None) -> None:
+        """Raise :class:`ConfigError` for a learned variance of a model that has learned none."""
+        if variance == "learned" and not self.denoiser.learned_variance:
+            raise ConfigError(
+                f"--variance learned: {self.path} was trained without",
+                "use beta or posterior, or train with --set diffusion.learn_variance=true",
+            )
+
     def label_of(self, name: str) -> int:
         """Number of the class ``name``; raises :class:`ConfigError` when there is none."""
         if not self.class_names:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
+from ddpmctl.core.draws import T_SAMPLINGS
 from ddpmctl.core.ema import EMA
-from ddpmctl.core.losses import denoising_loss
+from ddpmctl.core.losses import VLB_WEIGHT, denoising_loss
 from ddpmctl.core.noise import derive_seed, derived_generator
 from ddpmctl.core.optim import LR_SCHEDULES
 from ddpmctl.core.power import PowerEMA
@@ -172,7 +173,7 @@ def add_gradients(
     step, diffusion, device = state.step + 1, config.diffusion, next(state.net.parameters()).device
     draw = (config.seed, step, state.rollbacks)
     x0, label = batches(step)
-    t = torch.randint(1, denoiser.schedule.timesteps + 1, (len(x0),), generator=derived_generator(*draw, "t"))
+    drawn = T_SAMPLINGS[diffusion.t_sampling](denoiser, len(x0), diffusion.weighting, derived_generator(*draw, "t"))
     if label is not None and denoiser.null_label is not None:
         hidden = torch.rand(len(label), generator=derived_generator(*draw, "label")) < config.model.label_dropout
         label = label.masked_fill(hidden, denoiser.null_label)
@@ -184,14 +185,14 @@ def add_gradients(
     def accumulate(parts: int) -> Tensor:
         torch.manual_seed(derive_seed(*draw, "dropout"))
         total = torch.zeros((), device=device)
-        labels = label.tensor_split(parts) if label is not None else [None] * parts
-        for x0_part, t_part, eps_part, label_part in zip(
-            x0.tensor_split(parts), t.tensor_split(parts), eps.tensor_split(parts), labels, strict=True
-        ):
+        of_batch = (x0, drawn.t, eps, label, drawn.weights)
+        cut = (part.tensor_split(parts) if part is not None else [None] * parts for part in of_batch)
+        for x0_part, t_part, eps_part, label_part, weights in zip(*cut, strict=True):
             on_device = label_part.to(device) if label_part is not None else None
             loss = denoising_loss(
                 denoiser, x0_part.to(device), t_part, eps_part.to(device), on_device,
-                loss=diffusion.loss, weighting=diffusion.weighting,
+                loss=diffusion.loss, weighting=diffusion.weighting, weights=weights,
+                vlb_weight=VLB_WEIGHT if diffusion.learn_variance else 0.0,
             )  # fmt: skip
             loss = loss * (len(x0_part) / len(x0))
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -69,7 +69,12 @@ def test_old_checkpoints_go_the_newest_stay(photos, tiny):
     ["--set", "train.grad_accum=3", "--precision", "bf16"],
     ["--set", "model.norm=batch", "--set", "train.ema_warmup=copy", "--set", "train.ema_start=3"],
     ["--set", "train.lr_schedule=cosine_flat", "--set", "train.optimizer=adamw", "--set", "train.log_every=3"],
-], ids=["plain", "flips and labels", "accumulation in bf16", "batch norm", "lr schedule"])  # fmt: skip
+    ["--set", "diffusion.t_sampling=stratified", "--set", "train.grad_accum=2"],
+    ["--set", "diffusion.t_sampling=importance", "--set", "diffusion.weighting=min_snr"],
+    ["--set", "diffusion.zero_terminal_snr=true", "--prediction", "v", "--set", "diffusion.t_sampling=importance"],
+    ["--set", "diffusion.learn_variance=true", "--set", "train.grad_accum=2", "--set", "train.sampler=ddpm"],
+], ids=["plain", "flips and labels", "accumulation in bf16", "batch norm", "lr schedule", "stratified", "importance",
+        "zero terminal SNR", "learned variance"])  # fmt: skip
 def test_a_resumed_run_is_the_uninterrupted_one(photos, tiny, extra):
     command = ["train", str(photos), "-c", str(tiny), "-q", *extra]
     assert main([*command, "--out", "whole", "--steps", "8"]) == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_gaussian import MEAN, STD, perfect
 
-from ddpmctl.core.bound import Bound, _decoder, strata, variational_bound
+from ddpmctl.core.bound import Bound, decoder_nats, strata, variational_bound
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.schedule import SCHEDULES, NoiseSchedule
 
@@ -74,7 +74,7 @@ def test_strata_are_drawn_without_bias():
 @pytest.mark.parametrize(("mean", "variance"), [(0.1, 1e-4), (-0.99, 0.3), (1.4, 0.01)])
 def test_decoder_shares_out_one_over_the_grey_levels(mean, variance):
     levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(-1, 1, 1, 1)
-    found = (-_decoder(levels, torch.full_like(levels, mean), variance)).exp()
+    found = (-decoder_nats(levels, torch.full_like(levels, mean), torch.tensor(variance))).exp()
     assert found.sum().item() == pytest.approx(1, abs=1e-9)
     if variance == 0.3:
         density = (-((levels[128] - mean) ** 2) / 2 / variance).exp() / math.sqrt(2 * math.pi * variance)

@@ -112,6 +112,35 @@ def test_ddpm(schedule, variance, theirs_is, prediction, tables):
     assert difference([state.x_t for state in left], right) < TOLERANCE[tables]
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("steps", [3, 40, 1000])
+@pytest.mark.parametrize(("schedule", "tables"), SCHEDULES)
+def test_ddpm_with_learned_variance(schedule, steps, prediction, tables):
+    """The second half of the output, -1 to 1, lies between the variances of the step, whatever its length.
+
+    In their tables 1 - abar_1 is right to 6e-4 of itself, on which the variance of a long step to level 1 hangs.
+    """
+    grid = [*(t for t in spaced_timesteps(schedule, steps)[:-1] if t > 1), 1, 0]
+    theirs = scheduler("DDPMScheduler", schedule, prediction, variance_type="learned_range", clip_sample=False)
+    theirs.set_timesteps(timesteps=[t - 1 for t in grid[:-1]])
+    if tables == "ours":
+        theirs.alphas_cumprod, theirs.one = schedule.alpha_bar[1:], torch.ones((), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    x_T = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    state, x, right = generator.get_state(), x_T, []
+    mean = network(schedule, prediction)
+    net = lambda x, t_index, label=None: torch.cat([mean(x, t_index), torch.cos(2 * x)], dim=1)
+    for t in theirs.timesteps:
+        x = theirs.step(net(x, t), int(t), x, generator=generator).prev_sample
+        right.append(x)
+    generator.set_state(state)
+    left = SAMPLERS["ddpm"](
+        Denoiser(net, schedule, prediction, threshold="none", learned_variance=True), x_T, grid,
+        noise=lambda: torch.randn(SHAPE, generator=generator, dtype=torch.float64),
+    )  # fmt: skip
+    assert difference([state.x_t for state in left], right) < (TOLERANCE[tables] if tables == "ours" else 5e-4)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [10, 50, 1000])
 @pytest.mark.parametrize(("schedule", "tables"), SCHEDULES)
@@ -129,6 +158,43 @@ def test_ddim(schedule, steps, eta, tables):
         right.append(x)
     left = ours("ddim", schedule, spaced_timesteps(schedule, steps), "eps", eta=eta)
     assert difference(left, right) < TOLERANCE[tables]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("timesteps", [2, 50, 1000])
+def test_zero_terminal_snr(name, timesteps):
+    """Their rescaling, given our betas in float64."""
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    betas = NoiseSchedule.named(name, timesteps).betas[1:]
+    found = NoiseSchedule.named(name, timesteps, zero_snr=True)
+    torch.testing.assert_close(found.betas[1:], rescale_zero_terminal_snr(betas.clone()), rtol=0, atol=1e-12)
+    assert found.betas[-1] == 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 10, 50, 1000])
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize(("name", "tables"), [("linear", "theirs"), ("linear", "ours"), ("cosine", "ours")])
+def test_ddim_with_zero_terminal_snr(name, tables, prediction, steps, eta):
+    """From the level at which alpha_bar is 0, in theirs as in ours. Theirs, rescaled in float32, is off by 4e-7: eta takes a root of it."""
+    schedule = NoiseSchedule.named(name, 1000, zero_snr=True)
+    theirs = scheduler(
+        "DDIMScheduler", NoiseSchedule.named(name, 1000), prediction,
+        clip_sample=False, timestep_spacing="trailing", rescale_betas_zero_snr=True,
+    )  # fmt: skip
+    assert theirs.alphas_cumprod[-1] == 0
+    theirs.set_timesteps(steps)
+    if tables == "ours":
+        theirs.alphas_cumprod, theirs.final_alpha_cumprod = schedule.alpha_bar[1:], schedule.alpha_bar[0]
+    stream = draws()
+    net, x, right = network(schedule, prediction), next(stream), []
+    for t in theirs.timesteps:
+        more = {"eta": eta, "variance_noise": next(stream)} if eta and len(right) < steps - 1 else {"eta": 0.0}
+        x = theirs.step(net(x, t), int(t), x, **more).prev_sample
+        right.append(x)
+    left = ours("ddim", schedule, spaced_timesteps(schedule, steps), prediction, eta=eta)
+    assert difference(left, right) < (TOLERANCE[tables] if tables == "ours" else 1e-3)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])

@@ -68,6 +68,7 @@ def test_share_keeps_the_digits_that_matter(value: float, text: str) -> None:
 
 def test_decibels_have_no_negative_zero() -> None:
     assert [decibels(v) for v in (-0.04, 0.04, -0.06, math.inf)] == ["0.0 dB", "0.0 dB", "−0.1 dB", "∞"]
+    assert decibels(-math.inf) == "−∞"
 
 
 @pytest.mark.parametrize(

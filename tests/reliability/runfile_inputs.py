@@ -271,9 +271,12 @@ KINDS: dict[str, Kind] = {
     "data.holdout": Real(0, 1, without=(1,)),
     "diffusion.timesteps": Whole(2, 100_000),
     "diffusion.schedule": Choice(("linear", "cosine", "sigmoid")),
+    "diffusion.zero_terminal_snr": Truth(),
     "diffusion.prediction": Choice(("eps", "x0", "v")),
     "diffusion.loss": Choice(("l2", "l1", "huber")),
     "diffusion.weighting": Choice(("uniform", "min_snr", "p2")),
+    "diffusion.t_sampling": Choice(("uniform", "stratified", "importance")),
+    "diffusion.learn_variance": Truth(),
     "diffusion.offset_noise": Real(0, 1),
     "model.base_channels": Whole(1, 8192, of=(32, 64, 96, 128, 8192)),
     "model.channel_mults": ListOf(Whole(1, 64), least=1, most=8, good_least=2),
@@ -388,6 +391,10 @@ def right_files(draw: DrawFn) -> tuple[str, dict[str, object]]:
     if "data.conditional" not in given or not given["data.conditional"].value:
         keys = [key for key in keys if key != "model.label_dropout"]  # which hides what there must be
         given.pop("model.label_dropout", None)
+    target, weighting = (given.get(f"diffusion.{name}") for name in ("prediction", "weighting"))
+    if not target or target.value == "eps" or (weighting and weighting.value != "uniform"):
+        keys = [key for key in keys if key != "diffusion.zero_terminal_snr"]  # of which those know nothing at T
+        given.pop("diffusion.zero_terminal_snr", None)
     entries = [Entry(key.rpartition(".")[0], key.rpartition(".")[2], given[key].text) for key in keys]
     return draw(rendered(entries)), {key: value for key, (_, value) in given.items()}
 

@@ -42,7 +42,7 @@ def sample(
     steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps, 1 to T.  [default: of the quality; with --sampler alone: ddpm T, ddim 50, heun and dpm++sde 30, others 20]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
     spacing: Annotated[str | None, typer.Option(metavar=choices("core.spacing", "SPACINGS"), help="Which levels of noise the steps stop at: even in t, sqrt(t), sigma^(1/7) or log-SNR.  [default: of the quality or sampler]", autocompletion=complete("core.spacing", "SPACINGS"), rich_help_panel=_HOW)] = None,
     eta: Annotated[float | None, typer.Option(metavar="0..1", help="Noise that ddim adds at each step.  [default: 0]", rich_help_panel=_HOW)] = None,
-    variance: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "VARIANCES"), help="Noise that ddpm adds.  [default: beta]", autocompletion=complete("core.samplers", "VARIANCES"), rich_help_panel=_HOW)] = None,
+    variance: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "VARIANCES"), help="Noise that ddpm adds.  [default: learned where the model has it, else beta]", autocompletion=complete("core.samplers", "VARIANCES"), rich_help_panel=_HOW)] = None,
     threshold: Annotated[str, typer.Option(metavar=choices("core.thresholds", "THRESHOLDS"), help="Keep each estimate of the clean image within [-1, 1]: cut, or scaled by its 99.5th percentile.", autocompletion=complete("core.thresholds", "THRESHOLDS"), rich_help_panel=_HOW)] = "clip",
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME|all", help="Class to draw; all: each in turn.  [default: all]", rich_help_panel=_HOW)] = None,
     guidance: Annotated[float, typer.Option(metavar="W", help="Draw what is more of its class than of others: 1 is none, 2 to 4 much. Needs training with model.label_dropout.", rich_help_panel=_HOW)] = 1.0,
@@ -97,6 +97,7 @@ def sample(
                            guidance=guidance, interval=interval)  # fmt: skip
     tell_ema(model.ema_error, ema_length)
     model.check_steps(steps)
+    model.check_variance(variance)
     steps = way.steps_of(model.denoiser.schedule.timesteps)
     way = way._replace(steps=steps)
     labels = model.labels_for(class_name, n)

@@ -1,13 +1,15 @@
-"""The training loss: t uniform in 1..T, network output against its target."""
+"""The training loss: network output against its target, at the levels of :mod:`ddpmctl.core.draws`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpmctl.core.bound import reverse_nats
 from ddpmctl.core.denoiser import Denoiser
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -22,7 +24,7 @@ def min_snr(snr: Tensor) -> Tensor:
 
     Hang et al. 2023 (Min-SNR-gamma), section 3.4.
     """
-    return snr.clamp(max=5) / snr
+    return 5 / snr.clamp(min=5)
 
 
 def p2(snr: Tensor) -> Tensor:
@@ -41,6 +43,10 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor] | None] = {
 """
 
 
+VLB_WEIGHT = 0.001
+"""lambda of Nichol & Dhariwal 2021, equation 16: how much the bound counts beside the loss of the prediction."""
+
+
 def level_weights(denoiser: Denoiser, t: Tensor, weighting: str) -> Tensor:
     """Factors (B,) float64 on the loss in the network's own target at levels ``t``, (B,) on the CPU, 1..T."""
     of_snr, alpha_bar = WEIGHTINGS[weighting], denoiser.schedule.alpha_bar[t]
@@ -57,15 +63,38 @@ def denoising_loss(
     *,
     loss: str = "l2",
     weighting: str = "uniform",
+    weights: Tensor | None = None,
+    vlb_weight: float = 0.0,
 ) -> Tensor:
     """Mean loss over the batch, a float32 scalar. Ho et al. 2020, equation 14 (for l2, eps and uniform).
 
+    With ``vlb_weight`` so many times T times :func:`variance_loss` is added, T because the bound is a sum over t:
+    Nichol & Dhariwal 2021, equation 16.
+
     ``x0``, ``eps``: (B, C, H, W); ``t``: (B,) on the CPU, 1..T; ``label``: (B,) or None. ``loss`` is a row of
-    :data:`LOSSES`, ``weighting`` one of :data:`WEIGHTINGS`.
+    :data:`LOSSES`, ``weighting`` one of :data:`WEIGHTINGS`; ``weights`` (B,): those of a draw of t, None: 1.
     """
     x_t = denoiser.schedule.q_sample(x0, t, eps)
-    output, target = denoiser.output(x_t, t, label), denoiser.target(x0, t, eps)
-    if WEIGHTINGS[weighting] is None:
-        return LOSSES[loss](output, target)
-    each = LOSSES[loss](output, target, reduction="none").flatten(1).mean(1)
-    return (each * level_weights(denoiser, t, weighting).to(each)).mean()
+    prediction, fraction = denoiser.split(denoiser.output(x_t, t, label))
+    target = denoiser.target(x0, t, eps)
+    if WEIGHTINGS[weighting] is None and weights is None and not vlb_weight:
+        return LOSSES[loss](prediction, target)
+    each = LOSSES[loss](prediction, target, reduction="none").flatten(1).mean(1)
+    each = each * level_weights(denoiser, t, weighting).to(each)
+    if vlb_weight and fraction is not None:
+        bits = variance_loss(denoiser, x0, x_t, t, prediction, fraction)
+        each = each + vlb_weight * denoiser.schedule.timesteps * bits
+    return (each if weights is None else each * weights.to(each)).mean()
+
+
+def variance_loss(
+    denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Tensor, fraction: Tensor
+) -> Tensor:
+    """What the step from ``t`` costs with the learned variance, (B,) bits a pixel: for the variance to learn from alone.
+
+    The mean is held fast, so that the prediction learns from its own loss. Nichol & Dhariwal 2021, section 3.1.
+    """
+    schedule = denoiser.schedule
+    estimate, _ = denoiser.prediction.split(prediction.detach(), x_t, *schedule.at(t, x_t))
+    nats = reverse_nats(schedule, "learned", x0, estimate, t, fraction)
+    return nats.flatten(1).mean(1) / math.log(2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,14 +29,22 @@ class SampleStep(NamedTuple):
 Noise = Callable[[], Tensor]
 
 
-VARIANCES: dict[str, Callable[[float, float], float]] = {
-    "beta": lambda beta, shrink: beta,
-    "posterior": lambda beta, shrink: beta * shrink,
+VARIANCES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "beta": lambda beta, shrink, fraction: beta,
+    "posterior": lambda beta, shrink, fraction: beta * shrink,
+    "learned": lambda beta, shrink, fraction: beta * shrink ** (1 - fraction),
 }
-"""sigma^2 of ddpm out of beta and (1 - abar_s) / (1 - abar_t): right for data that is pure noise, and one single point.
+"""sigma^2 of ddpm out of beta, shrink = (1 - abar_s) / (1 - abar_t) and the network's fraction, each a number or a tensor.
 
-Ho et al. 2020, section 3.2.
+``beta`` is right for data that is pure noise, ``posterior`` for one single point: Ho et al. 2020, section 3.2. ``learned``
+lies between them, exp(v log beta + (1 - v) log(beta shrink)): Nichol & Dhariwal 2021, equation 15.
 """
+
+
+def variances_of(denoiser: Denoiser) -> list[str]:
+    """The rows of :data:`VARIANCES` that ``denoiser`` can go by, its own first: what ddpm takes unless told."""
+    fixed = [name for name in VARIANCES if name != "learned"]
+    return ["learned", *fixed] if denoiser.learned_variance else fixed
 
 
 @torch.no_grad()
@@ -47,23 +55,27 @@ def ddpm(
     *,
     noise: Noise,
     label: Tensor | None = None,
-    variance: str = "beta",
+    variance: str | None = None,
 ) -> Iterator[SampleStep]:
     """Ancestral sampling. Ho et al. 2020, equations 6 and 7 and algorithm 2, for any falling levels t > s.
 
-    alpha = abar_t / abar_s and beta = 1 - alpha; sigma^2 is the row ``variance`` of :data:`VARIANCES`. No noise is added
-    on the way to s = 0.
+    alpha = abar_t / abar_s and beta = 1 - alpha; sigma^2 is the row ``variance`` of :data:`VARIANCES`, None: the first of
+    :func:`variances_of`. No noise is added on the way to s = 0. Raises ``ValueError`` for ``learned`` where it is not.
     """
+    if variance == "learned" and not denoiser.learned_variance:
+        raise ValueError("the denoiser has not learned a variance")
+    sigma_squared = VARIANCES[variance or variances_of(denoiser)[0]]
     alpha_bar = denoiser.schedule.alpha_bar.tolist()
     x_t = x_T
     for t, s in pairwise(timesteps):
         alpha = alpha_bar[t] / alpha_bar[s]
         beta = 1 - alpha
         shrink = (1 - alpha_bar[s]) / (1 - alpha_bar[t])
-        x0, _ = denoiser(x_t, t, label)
+        x0, _, fraction = denoiser.estimate(x_t, t, label)
         x_t = math.sqrt(alpha_bar[s]) * beta / (1 - alpha_bar[t]) * x0 + math.sqrt(alpha) * shrink * x_t
         if s > 0:
-            x_t = x_t + math.sqrt(VARIANCES[variance](beta, shrink)) * noise()
+            squared = sigma_squared(beta, shrink, fraction)
+            x_t = x_t + (squared.sqrt() if isinstance(squared, Tensor) else math.sqrt(squared)) * noise()
         yield SampleStep(s, x_t, x0)
 
 
@@ -169,6 +181,8 @@ def heun(
     It runs in x / sqrt(abar) and sigma = sqrt(1 - abar) / sqrt(abar), where Euler's step is ddim's. Second order, for
     two evaluations a step but one at the last. It needs levels spaced by their noise (``karras``, ``logsnr``): where a
     schedule ends in next to no signal, as cosine does, even steps in t begin with a leap in sigma that it overshoots.
+    From where there is no signal at all, and sigma is infinite, the same step is made in x / sqrt(1 - abar) and 1 / sigma,
+    along which x0 is the slope.
     """
     signal, spread, lam = _coefficients(denoiser)
     sigma = [math.exp(-lam_t) for lam_t in lam]
@@ -177,8 +191,9 @@ def heun(
         x0, eps = denoiser(x_t, t, label)
         x_t = signal[s] * x0 + spread[s] * eps
         if s > 0:
-            _, eps_s = denoiser(x_t, s, label)
-            x_t = x_t + signal[s] * (sigma[s] - sigma[t]) * (eps_s - eps) / 2
+            x0_s, eps_s = denoiser(x_t, s, label)
+            bend = x0_s - x0 if math.isinf(sigma[t]) else (sigma[s] - sigma[t]) * (eps_s - eps)
+            x_t = x_t + signal[s] * bend / 2
         yield SampleStep(s, x_t, x0)
 
 
@@ -193,7 +208,10 @@ def _coefficients(denoiser: Denoiser) -> tuple[list[float], list[float], list[fl
 
 
 def _midway(past: list[Estimate], lam_s: float) -> Tensor:
-    """x0 halfway from the last of ``past`` to ``lam_s``, on the line through the last two; the last where that ends."""
+    """x0 halfway from the last of ``past`` to ``lam_s``, on the line through the last two; the last where that ends.
+
+    Where lambda_u is minus infinity the line is level.
+    """
     lam_t, x0 = past[-1]
     if len(past) < 2 or math.isinf(lam_s):
         return x0
@@ -204,7 +222,8 @@ def _midway(past: list[Estimate], lam_s: float) -> Tensor:
 def _between(past: list[Estimate]) -> Tensor:
     """Mean of x0 over the step between the last two of ``past``, by e^lambda, on the parabola through the last three.
 
-    The midpoint where there are two. Zhao et al. 2023, with tau = (lambda - lambda_u) / (lambda_t - lambda_u).
+    The midpoint where there are two, which needs no finite lambda_u: it is the trapezoid in e^lambda.
+    Zhao et al. 2023, with tau = (lambda - lambda_u) / (lambda_t - lambda_u).
     """
     (lam_u, x0_u), (lam_t, x0_t) = past[-2:]
     if len(past) < 3:

@@ -51,24 +51,38 @@ MAX_BETA = 0.999
 """Cap on every beta: the last step must not divide by zero (Nichol & Dhariwal 2021, section 3.2)."""
 
 
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """betas (T,) float64 with abar_T = 0: sqrt(abar) shifted and scaled, so that it is 0 at T and unchanged at 1.
+
+    Lin et al. 2023, algorithm 1. The last beta is 1. Raises ``ValueError`` for T < 2, where the two ends are one.
+    """
+    if len(betas) < 2:
+        raise ValueError("zero terminal SNR needs two steps or more")
+    root = torch.cumprod(1 - betas.double(), dim=0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return _betas_of(torch.cat([torch.ones(1, dtype=torch.float64), root**2]))
+
+
 class NoiseSchedule:
     """Tables over t = 0..T, where 0 is the clean image.
 
-    ``betas``, ``alphas``, ``alpha_bar``: (T+1,) float64 on the CPU; beta_0 = 0, alpha_bar_0 = 1.
+    ``betas``, ``alphas``, ``alpha_bar``: (T+1,) float64 on the CPU; beta_0 = 0, alpha_bar_0 = 1. alpha_bar_T is 0 where
+    beta_T is 1, which a ``max_beta`` of 1 allows.
     """
 
-    def __init__(self, betas: Tensor) -> None:
-        """``betas``: (T,) in (0, 1], for t = 1..T. Raises ``ValueError`` when they are out of range."""
+    def __init__(self, betas: Tensor, *, max_beta: float = MAX_BETA) -> None:
+        """``betas``: (T,) in (0, 1], for t = 1..T, cut at ``max_beta``. Raises ``ValueError`` when they are out of range."""
         if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
             raise ValueError("betas must be one row of numbers in (0, 1]")
-        self.betas = torch.cat([torch.zeros(1, dtype=torch.float64), betas.double().cpu().clamp(max=MAX_BETA)])
+        self.betas = torch.cat([torch.zeros(1, dtype=torch.float64), betas.double().cpu().clamp(max=max_beta)])
         self.alphas = 1 - self.betas
         self.alpha_bar = torch.cumprod(self.alphas, dim=0)
 
     @classmethod
-    def named(cls, name: str, timesteps: int) -> NoiseSchedule:
-        """The schedule of row ``name`` in :data:`SCHEDULES`."""
-        return cls(SCHEDULES[name](timesteps).clamp(max=MAX_BETA))
+    def named(cls, name: str, timesteps: int, *, zero_snr: bool = False) -> NoiseSchedule:
+        """The schedule of row ``name`` in :data:`SCHEDULES`; with ``zero_snr`` after :func:`zero_terminal_snr`."""
+        betas = SCHEDULES[name](timesteps).clamp(max=MAX_BETA)
+        return cls(zero_terminal_snr(betas), max_beta=1.0) if zero_snr else cls(betas)
 
     @property
     def timesteps(self) -> int:
@@ -92,6 +106,8 @@ class NoiseSchedule:
 
     def half_log_snr(self) -> Tensor:
         """lambda_t = log(sqrt(abar_t) / sqrt(1 - abar_t)), (T+1,) float64; falls with t, infinite at t = 0.
+
+        At T it is minus infinity where alpha_bar_T is 0, and so is :meth:`snr_db`.
 
         Lu et al. 2022 (DPM-Solver), section 3.1: the variable in which the sampler's equation is nearly linear.
         """

@@ -30,13 +30,19 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> list[int]:
 
 def karras(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Evenly in sigma^(1/7), sigma = sqrt(1 - abar) / sqrt(abar), from T to level 1. Karras et al. 2022, equation 5."""
-    sigma = torch.exp(-schedule.half_log_snr()[[-1, 1]]) ** (1 / 7)
+    sigma = torch.exp(-_ends(schedule)) ** (1 / 7)
     return _nearest(schedule, -7 * _evenly(sigma, steps).log())
 
 
 def logsnr(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Evenly in lambda from T to level 1. Lu et al. 2022 (DPM-Solver), on step sizes."""
-    return _nearest(schedule, _evenly(schedule.half_log_snr()[[-1, 1]], steps))
+    return _nearest(schedule, _evenly(_ends(schedule), steps))
+
+
+def _ends(schedule: NoiseSchedule) -> Tensor:
+    """lambda of T, and of level 1. Where that of T is infinite, the grid lies as if it began at T - 1."""
+    lam = schedule.half_log_snr()
+    return lam[[-1 if lam[-1].isfinite() else -2, 1]]
 
 
 def _evenly(ends: Tensor, steps: int) -> Tensor:

@@ -128,7 +128,7 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class UNet(nn.Module):
-    """Image (B, C, H, W), step index (B,) and class (B,) to an output of the image's shape.
+    """Image (B, C, H, W), step index (B,) and class (B,) to an output of the image's size, of ``out_channels`` (None: C).
 
     ``time_width`` None: no time input. ``num_classes`` None: no class input. ``padding`` pixels are added on each
     side (zeros) and cropped from the output. With ``patch`` p the network works on p x p pixels at a time, p^2 C channels
@@ -153,6 +153,7 @@ class UNet(nn.Module):
         num_classes: int | None = None,
         padding: int = 0,
         patch: int = 1,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.padding, self.patch, self.num_classes = padding, patch, num_classes
@@ -168,8 +169,7 @@ class UNet(nn.Module):
             )  # fmt: skip
 
         self.time = TimeEmbedding(base_channels, time_width, time_scale, self.activation) if time_width else None
-        image_channels *= patch**2
-        self.conv_in = nn.Conv2d(image_channels, base_channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(image_channels * patch**2, base_channels, 3, padding=1)
         widths = [base_channels * m for m in channel_mults]
         counts = [num_res_blocks] * len(widths) if isinstance(num_res_blocks, int) else list(num_res_blocks)
         channels, skips, last = base_channels, [base_channels], len(widths) - 1
@@ -195,7 +195,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(channels))
 
         self.norm_out = make_norm(channels)
-        self.conv_out = zeroed(nn.Conv2d(channels, image_channels, 3, padding=1))
+        self.conv_out = zeroed(nn.Conv2d(channels, (out_channels or image_channels) * patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, t_index: Tensor, label: Tensor | None = None) -> Tensor:
         """Raises ``ValueError`` when a class is missing or superfluous, or height or width do not divide evenly."""

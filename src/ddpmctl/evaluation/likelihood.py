@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpmctl.core.bound import variational_bound
 from ddpmctl.core.noise import derived_generator
-from ddpmctl.core.samplers import VARIANCES
+from ddpmctl.core.samplers import variances_of
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.data.report import Progress
 from ddpmctl.images import from_uint8
@@ -57,14 +57,14 @@ def fixed_noise_loss(model: Model, dataset: ImageDataset, which: Tensor, batch_s
 def bits_per_dim(
     model: Model, dataset: ImageDataset, which: Tensor, batch_size: int, progress: Progress
 ) -> dict[str, Bits]:
-    """The bound over 64 of ``which``, for each row of VARIANCES; without guidance, which has no likelihood.
+    """The bound over 64 of ``which``, for each of :func:`variances_of`; without guidance, which has no likelihood.
 
     Estimates of the clean image are kept within [-1, 1] as in sampling.
     """
     denoiser = copy.copy(model.denoiser)
     denoiser.guidance = 1.0
     which = which[torch.randperm(len(which), generator=derived_generator("evaluated"))][:BOUND_IMAGES]
-    found: dict[str, list[Tensor]] = {name: [] for name in VARIANCES}
+    found: dict[str, list[Tensor]] = {name: [] for name in variances_of(denoiser)}
     for start in range(0, len(which), batch_size):
         batch = which[start : start + batch_size]
         label = None if dataset.labels is None else dataset.labels[batch].to(model.device)

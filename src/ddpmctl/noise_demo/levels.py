@@ -15,7 +15,7 @@ from ddpmctl.parsing import parse_count
 
 
 class Level(NamedTuple):
-    """One noise level t of a schedule: abar_t, and 10 log10(abar_t / (1 - abar_t)), infinite at t = 0."""
+    """One noise level t of a schedule: abar_t, and 10 log10(abar_t / (1 - abar_t)), infinite at t = 0 and where abar is 0."""
 
     t: int
     alpha_bar: float
@@ -47,9 +47,10 @@ def share(value: float) -> str:
 
 
 def decibels(value: float) -> str:
-    """``−3.2 dB``, or ``∞``."""
+    """``−3.2 dB``, ``∞`` or ``−∞``."""
     # Adding 0.0 takes the sign from a rounded -0.0.
-    return "∞" if math.isinf(value) else f"{round(value, 1) + 0.0:.1f} dB".replace("-", "−")
+    text = f"{value:.0f}".replace("inf", "∞") if math.isinf(value) else f"{round(value, 1) + 0.0:.1f} dB"
+    return text.replace("-", "−")
 
 
 def even_levels(timesteps: int, count: int) -> list[int]:
