@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ddpmctl import averages, checkpoint, runfolder
 from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision
@@ -19,6 +18,7 @@ from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import SAMPLERS, SampleStep
 from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.core.spacing import spaced_timesteps
+from ddpmctl.editing import FROM_NOISE, Course
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.parsing import size_text
@@ -206,36 +206,45 @@ USUAL: dict[str, Plan] = {
 """What a sampler goes by that is named without a quality; a row for every one of SAMPLERS."""
 
 
-def plan(quality: str | None, sampler: str | None, steps: int | None, spacing: str | None) -> Plan:
+INPAINTING: dict[str, Plan] = {
+    "ddpm": Plan("ddpm", 100, "linear"),
+    "ddim": Plan("ddim", 100, "linear"),
+}
+"""What a picture is inpainted by: samplers that remember no earlier steps, since the image is changed between steps."""
+
+INTERPOLATION: dict[str, Plan] = {"ddim": USUAL["ddim"]}
+"""What goes from picture to picture: the sampler that :func:`ddpmctl.core.interpolation.encode` undoes."""
+
+
+def plan(
+    quality: str | None,
+    sampler: str | None,
+    steps: int | None,
+    spacing: str | None,
+    rows: dict[str, Plan] | None = None,
+) -> Plan:
     """The plan of ``quality``, or else the usual one of ``sampler``, or else balanced; what is given goes first.
 
-    The spacing is the quality's for its own sampler, and the usual one for another.
+    The spacing is the quality's for its own sampler, and the usual one for another. ``rows``: those to go before
+    :data:`USUAL`, the first before balanced too.
     """
-    row = QUALITIES[quality] if quality else USUAL[sampler] if sampler else QUALITIES["balanced"]
-    suited = USUAL[sampler] if sampler else row
+    usual = USUAL | (rows or {})
+    row = (
+        QUALITIES[quality]
+        if quality
+        else usual[sampler]
+        if sampler
+        else next(iter(rows.values()))
+        if rows
+        else QUALITIES["balanced"]
+    )
+    suited = usual[sampler] if sampler else row
     return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
 
 
-class Start(NamedTuple):
-    """An image to start from in place of noise: ``pixels`` (C, H, W) in [-1, 1], and how much of it is to change.
-
-    ``strength`` in (0, 1] is the share of the steps that are taken, from their noise level on: at 1 next to
-    nothing of the image is left. Meng et al. 2022 (SDEdit), algorithm 1.
-    """
-
-    pixels: Tensor
-    strength: float
-
-    def noised(self, schedule: NoiseSchedule, t: int, eps: Tensor) -> Tensor:
-        """The image at level ``t`` under each noise of ``eps`` (B, C, H, W)."""
-        return schedule.q_sample(self.pixels.to(eps).expand_as(eps), t, eps)
-
-
-def levels(schedule: NoiseSchedule, way: Plan, start: Start | None = None) -> list[int]:
-    """The noise levels that a sample goes through: from T, or from where ``start`` has it begin, to 0."""
-    grid = spaced_timesteps(schedule, way.steps_of(schedule.timesteps), way.spacing)
-    taken = max(1, round((len(grid) - 1) * start.strength)) if start else len(grid) - 1
-    return grid[-taken - 1 :]
+def levels(schedule: NoiseSchedule, way: Plan, course: Course = FROM_NOISE) -> list[int]:
+    """The noise levels that a sample goes through: from T, or from where ``course`` begins, to 0."""
+    return course.levels(spaced_timesteps(schedule, way.steps_of(schedule.timesteps), way.spacing))
 
 
 def generate(
@@ -246,7 +255,7 @@ def generate(
     seed: int,
     way: Plan,
     device: torch.device,
-    start: Start | None = None,
+    course: Course = FROM_NOISE,
     labels: Sequence[int] | None = None,
     batch_size: int = 64,
     options: dict[str, Any] | None = None,
@@ -258,13 +267,13 @@ def generate(
     When memory runs out, the batch is begun again with half its images, and ``on_smaller`` is told how many they are;
     raises the device's own error when one image is too much.
     """
-    grid = levels(denoiser.schedule, way, start)
+    grid = levels(denoiser.schedule, way, course)
 
     def walk(images: range) -> Iterator[Generated]:
         noise = ImageNoise(seed, images, shape, device)
         label = torch.tensor([labels[i] for i in images], device=device) if labels is not None else None
-        x_t = start.noised(denoiser.schedule, grid[0], noise()) if start else noise()
-        for state in SAMPLERS[way.sampler](denoiser, x_t, grid, noise=noise, label=label, **(options or {})):
+        x_t = course.first(denoiser.schedule, grid[0], images, noise)
+        for state in course.walk(way.sampler, denoiser, x_t, grid, noise=noise, label=label, **(options or {})):
             yield Generated(images, state)
 
     done = 0
