@@ -14,7 +14,7 @@ import ddpmctl
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
     ("__init__", "errors", "rows", "files", "magic", "parsing", "memory"),
-    ("config", "runfile", "resume"),
+    ("config", "runfile", "resume", "plans"),
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
     ("build", "outputs", "describe", "noise_demo"),

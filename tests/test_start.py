@@ -17,7 +17,8 @@ from ddpmctl.core.samplers import SAMPLERS
 from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.editing import Start
 from ddpmctl.errors import Exit
-from ddpmctl.sampling import USUAL, Plan, generate, levels
+from ddpmctl.plans import USUAL, Plan
+from ddpmctl.sampling import generate, levels
 
 SCHEDULE = NoiseSchedule.named("cosine", 1000)
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from ddpmctl.core.samplers import SAMPLERS
 from ddpmctl.data.picture import Picture
 from ddpmctl.errors import Exit
 from ddpmctl.images import read_provenance
-from ddpmctl.sampling import INPAINTING, INTERPOLATION
+from ddpmctl.plans import INPAINTING, INTERPOLATION
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from ddpmctl.parsing import parse_count, parse_device, parse_shares
 if TYPE_CHECKING:
     from ddpmctl.editing import Course
     from ddpmctl.outputs import Sink
-    from ddpmctl.sampling import Model, Plan
+    from ddpmctl.plans import Plan
+    from ddpmctl.sampling import Model
 
 _HOW = "How"
 _PICTURES = "With pictures"
@@ -38,7 +39,7 @@ def sample(
     ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, or run folder: its newest one.")],
     n: Annotated[int | None, typer.Option("-n", metavar="COUNT", help="How many images.  [default: 64]", parser=reading(parse_count))] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help="x.png: a grid; x.gif: noise to image; x.npz: uint8 (N,H,W,C); folder/: a file each.  [default: samples-0.png, -1, ...]")] = None,
-    quality: Annotated[str | None, typer.Option(metavar=choices("sampling", "QUALITIES"), help="Sampler, steps and spacing in one word; flags for one of them override it.  [default: balanced]", autocompletion=complete("sampling", "QUALITIES"), rich_help_panel=_HOW)] = None,
+    quality: Annotated[str | None, typer.Option(metavar=choices("plans", "QUALITIES"), help="Sampler, steps and spacing in one word; flags for one of them override it.  [default: balanced]", autocompletion=complete("plans", "QUALITIES"), rich_help_panel=_HOW)] = None,
     sampler: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "SAMPLERS"), help="dpm++, unipc, heun: few steps; ddpm: as trained; dpm++sde: few steps, with noise.  [default: of the quality]", autocompletion=complete("core.samplers", "SAMPLERS"), rich_help_panel=_HOW)] = None,
     steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps, 1 to T.  [default: of the quality; with --sampler alone: ddpm T, ddim 50, heun and dpm++sde 30, others 20; with --inpaint 100]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
     spacing: Annotated[str | None, typer.Option(metavar=choices("core.spacing", "SPACINGS"), help="Which levels of noise the steps stop at: even in t, sqrt(t), sigma^(1/7) or log-SNR.  [default: of the quality or sampler]", autocompletion=complete("core.spacing", "SPACINGS"), rich_help_panel=_HOW)] = None,
@@ -76,7 +77,7 @@ def sample(
     from ddpmctl.rows import row_names
 
     check_choices({
-        "--quality": (quality, row_names("sampling", "QUALITIES")),
+        "--quality": (quality, row_names("plans", "QUALITIES")),
         "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
         "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
         "--variance": (variance, row_names("core.samplers", "VARIANCES")),
@@ -93,9 +94,10 @@ def sample(
     path, sink = choose_output(out, overwrite=overwrite, sinks=begun.sinks())
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.core.samplers import evaluations
-    from ddpmctl.sampling import levels, load_model, plan, sampler_options
+    from ddpmctl.plans import plan
+    from ddpmctl.sampling import levels, load_model, sampler_options
 
-    way = plan(quality, sampler, steps, spacing, begun.rows())
+    way = plan(quality, sampler, steps, spacing, begun.rows)
     begun.check(way, quality, eta)
     options = sampler_options(way.sampler, {"eta": eta, "variance": variance})
     with naming_a_good_one():
@@ -107,7 +109,7 @@ def sample(
     way = way._replace(steps=steps)
     n = begun.n
     labels = model.labels_for(class_name, n)
-    course = begun.course(model, way, labels)
+    course = begun.course(model, labels)
     grid = levels(model.denoiser.schedule, way, course)
     taken, states = len(grid) - 1, course.states(grid)
     guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
@@ -126,6 +128,7 @@ def sample(
     console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, states)} evaluations), {way.spacing} spacing,"
                  f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
                  f" {weights_text(weights, model.step, ema_length)}, {model.device}, {model.precision}")  # fmt: skip
+    course = begun.ready(course, model, grid, labels)
     with output as target:
         _run(model, target, labels, way, course, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ddpmctl.cli import console
 from ddpmctl.cli.options import check_counts
 from ddpmctl.errors import ConfigError, DataError
+from ddpmctl.plans import INPAINTING, INTERPOLATION, Plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ddpmctl.data.picture import Picture
     from ddpmctl.editing import Course
     from ddpmctl.outputs import Sink
-    from ddpmctl.sampling import Model, Plan
+    from ddpmctl.sampling import Model
 
 IMAGES, FRAMES, STRENGTH, RESAMPLE = 64, 9, 0.6, 5
 """What -n, --frames, --strength and --resample are where they are not given."""
@@ -30,9 +31,13 @@ _MOST_FRAMES = 1000
 
 
 class Beginning:
-    """Pure noise; the others say in what they differ. ``flag``: theirs. ``counted``: the flag that says how many images."""
+    """Pure noise; the others say in what they differ.
+
+    ``flag``: theirs. ``counted``: the flag that says how many images. ``rows``: the plans to choose from; None: all.
+    """
 
     flag, counted = "", "-n"
+    rows: dict[str, Plan] | None = None
 
     def __init__(self, n: int | None) -> None:
         """Raises :class:`ConfigError` for flags out of range, as the others do, and :class:`DataError` for bad files."""
@@ -43,10 +48,6 @@ class Beginning:
                 f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each"
             )
 
-    def rows(self) -> dict[str, Plan] | None:
-        """The plans to choose from; None: all."""
-        return None
-
     def sinks(self) -> dict[str, type[Sink]]:
         """The kinds of output."""
         from ddpmctl.outputs import SINKS
@@ -55,11 +56,10 @@ class Beginning:
 
     def check(self, way: Plan, quality: str | None, eta: float | None) -> None:
         """Raise :class:`ConfigError` for a plan that does not go with it."""
-        rows = self.rows()
-        if rows and way.sampler not in rows:
+        if self.rows and way.sampler not in self.rows:
             # It came from one of the two flags; without them the plan is one of the rows.
             named = f"--quality {quality}, which is {way.sampler}" if quality else f"--sampler {way.sampler}"
-            raise ConfigError(f"{named}: not with {self.flag}", f"use --sampler {' or '.join(rows)}")
+            raise ConfigError(f"{named}: not with {self.flag}", f"use --sampler {' or '.join(self.rows)}")
 
     def facts(self) -> dict[str, Any]:
         """What the provenance of an image says of it."""
@@ -73,11 +73,15 @@ class Beginning:
         """Images in a row of the grid, where the flag does not say."""
         return None
 
-    def course(self, model: Model, way: Plan, labels: list[int] | None) -> Course:
+    def course(self, model: Model, labels: list[int] | None) -> Course:
         """The way that the sample takes."""
         from ddpmctl.editing import FROM_NOISE
 
         return FROM_NOISE
+
+    def ready(self, course: Course, model: Model, grid: list[int], labels: list[int] | None) -> Course:
+        """That way once what takes time is done, which is after all else has been checked."""
+        return course
 
 
 class FromPicture(Beginning):
@@ -98,7 +102,7 @@ class FromPicture(Beginning):
     def told(self) -> str:
         return f" from {self.picture.path} at strength {self.strength:g},"
 
-    def course(self, model: Model, way: Plan, labels: list[int] | None) -> Course:
+    def course(self, model: Model, labels: list[int] | None) -> Course:
         from ddpmctl.editing import Start
 
         return Start(_fitted(self.picture, model), self.strength)
@@ -108,6 +112,7 @@ class Inpainting(Beginning):
     """``--inpaint``: a part of a picture drawn anew."""
 
     flag = "--inpaint"
+    rows = INPAINTING
 
     def __init__(self, n: int | None, inpaint: Path, mask: Path | None, resample: int | None) -> None:
         super().__init__(n)
@@ -118,11 +123,6 @@ class Inpainting(Beginning):
         self.resample = RESAMPLE if resample is None else resample
         self.picture, self.mask = _read(inpaint), _read(mask)
 
-    def rows(self) -> dict[str, Plan] | None:
-        from ddpmctl.sampling import INPAINTING
-
-        return INPAINTING
-
     def facts(self) -> dict[str, Any]:
         names = {"inpaint": str(self.picture.path), "mask": str(self.mask.path)}
         return {**super().facts(), **names, "resample": self.resample}
@@ -130,7 +130,7 @@ class Inpainting(Beginning):
     def told(self) -> str:
         return f" the white of {self.mask.path} in {self.picture.path}, each step {self.resample} times,"
 
-    def course(self, model: Model, way: Plan, labels: list[int] | None) -> Course:
+    def course(self, model: Model, labels: list[int] | None) -> Course:
         from ddpmctl.editing import Inpaint
 
         size = model.image_shape[1:]
@@ -147,6 +147,7 @@ class Interpolation(Beginning):
     """``--interpolate``: the way from one picture to another."""
 
     flag, counted = "--interpolate", "--frames"
+    rows = INTERPOLATION
 
     def __init__(self, n: int | None, pair: tuple[Path, Path], frames: int | None) -> None:
         if n is not None:
@@ -155,11 +156,6 @@ class Interpolation(Beginning):
         if not 2 <= self.n <= _MOST_FRAMES:
             raise ConfigError(f"--frames {frames}: must be 2 to {_MOST_FRAMES}", "the two pictures are among them")
         self.pair = [_read(path) for path in pair]
-
-    def rows(self) -> dict[str, Plan] | None:
-        from ddpmctl.sampling import INTERPOLATION
-
-        return INTERPOLATION
 
     def sinks(self) -> dict[str, type[Sink]]:
         from ddpmctl.outputs import FILM_SINKS
@@ -180,14 +176,15 @@ class Interpolation(Beginning):
     def columns(self) -> int | None:
         return self.n
 
-    def course(self, model: Model, way: Plan, labels: list[int] | None) -> Course:
-        from ddpmctl.editing import frames_between
-        from ddpmctl.sampling import levels
-
+    def course(self, model: Model, labels: list[int] | None) -> Course:
         if labels is not None and len(set(labels)) > 1:
             raise ConfigError("--interpolate: the model draws several classes, and both pictures are to be of one",
                               f"name it with --class: {', '.join(model.class_names)}")  # fmt: skip
-        grid = levels(model.denoiser.schedule, way)
+        return super().course(model, labels)
+
+    def ready(self, course: Course, model: Model, grid: list[int], labels: list[int] | None) -> Course:
+        from ddpmctl.editing import frames_between
+
         with console.bar("encoding", 2 * (len(grid) - 1)) as bar:
             a, b = (_encoded(picture, model, grid, labels, lambda: bar.update(bar.done + 1)) for picture in self.pair)
         return frames_between(a, b, self.n)
