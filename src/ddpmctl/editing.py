@@ -99,7 +99,7 @@ class Between(Course):
     x_T: Tensor
 
     def first(self, schedule: NoiseSchedule, t: int, images: range, noise: Callable[[], Tensor]) -> Tensor:
-        return self.x_T[images.start : images.stop]
+        return self.x_T[images.start : images.stop].to(noise())  # of which only the device is wanted
 
 
 def encoded(
@@ -115,4 +115,5 @@ def encoded(
 
 def frames_between(a: Tensor, b: Tensor, frames: int) -> Between:
     """``frames`` images, two or more, on the way from noise ``a`` to noise ``b``, both (C, H, W) and both included."""
+    a, b = a.cpu(), b.cpu()  # not every device has float64
     return Between(torch.stack([slerp(a, b, i / (frames - 1)) for i in range(frames)]))

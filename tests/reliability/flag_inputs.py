@@ -23,7 +23,7 @@ ODD_NAMES = ["a" * 300, "a" * 300 + ".png", "x/" * 3000, "../loop", "../loop.png
 
 _NO_PLACES = ["", "~", "*", "$HOME", "\udcff.png", "/dev/null/x", "100%.png", "[bold]x.png", "a;b", "--out.png", *ODD_NAMES]
 
-_WRONG = dict.fromkeys(("--out", "--config", "--ckpt"), _NO_PLACES) | dict.fromkeys(("-n", "--steps", "--batch-size", "--lr", "--size", "--timesteps", "--seed", "--max-time", "--eta", "--columns", "--scale", "--at", "--frames"), _NUMBERS)  # fmt: skip
+_WRONG = dict.fromkeys(("--out", "--config", "--ckpt", "--init", "--inpaint", "--mask"), _NO_PLACES) | dict.fromkeys(("-n", "--steps", "--batch-size", "--lr", "--size", "--timesteps", "--seed", "--max-time", "--eta", "--columns", "--scale", "--at", "--frames", "--resample", "--strength"), _NUMBERS)  # fmt: skip
 """Values that are wrong for a flag, or nearly so; for the others ``_WORDS``."""
 
 _DEVICES = ["cpu", "auto"]

@@ -28,6 +28,7 @@ IMAGES, FRAMES, STRENGTH, RESAMPLE = 64, 9, 0.6, 5
 
 _MOST_IMAGES = 10_000_000
 _MOST_FRAMES = 1000
+_MOST_RESAMPLE = 1000
 
 
 class Beginning:
@@ -119,8 +120,9 @@ class Inpainting(Beginning):
         if mask is None:
             raise ConfigError(f"--inpaint {inpaint}: what is to be drawn anew?",
                               "add --mask M.png: white is drawn anew, black is kept")  # fmt: skip
-        check_counts({"--resample": resample})
         self.resample = RESAMPLE if resample is None else resample
+        if not 1 <= self.resample <= _MOST_RESAMPLE:
+            raise ConfigError(f"--resample {resample}: must be 1 to {_MOST_RESAMPLE}", "10 is what the paper takes")
         self.picture, self.mask = _read(inpaint), _read(mask)
 
     def facts(self) -> dict[str, Any]:
