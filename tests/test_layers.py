@@ -14,11 +14,11 @@ import ddpmctl
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
     ("__init__", "errors", "rows", "files", "magic", "parsing", "memory"),
-    ("config", "runfile", "resume"),
+    ("config", "runfile", "resume", "plans"),
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
     ("build", "outputs", "describe", "noise_demo"),
-    ("events", "keeping", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "inspection", "evaluation"),
+    ("events", "keeping", "editing", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "inspection", "evaluation"),
     ("cli", "__main__"),
 ]
 LAYERS = {name: layer for layer, names in enumerate(TOWER) for name in names}

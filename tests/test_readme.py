@@ -34,7 +34,8 @@ def test_every_command_line_of_the_readme_runs(tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     write_images(tmp_path / "photos")
-    Image.radial_gradient("L").convert("RGB").resize((48, 32)).save(tmp_path / "cat.jpg")
+    for name in ("cat.jpg", "dog.jpg", "mask.png"):
+        Image.radial_gradient("L").convert("RGB").resize((48, 32)).save(tmp_path / name)
     ran = []
     for line in command_lines():
         words = shlex.split(line)

@@ -37,7 +37,7 @@ def test_tables_of_the_run_file_and_of_flags_are_among_those():
         ("core.schedule", "SCHEDULES"), ("core.prediction", "PREDICTIONS"), ("core.losses", "LOSSES"),
         ("core.unet", "NORMS"), ("core.unet", "ACTIVATIONS"), ("core.samplers", "SAMPLERS"),
         ("core.optim", "LR_SCHEDULES"), ("core.optim", "OPTIMIZERS"), ("core.ema", "WARMUPS"),
-        ("data.decode", "FITS"), ("core.spacing", "SPACINGS"), ("core.thresholds", "THRESHOLDS"), ("sampling", "QUALITIES"),
+        ("data.decode", "FITS"), ("core.spacing", "SPACINGS"), ("core.thresholds", "THRESHOLDS"), ("plans", "QUALITIES"),
     } <= set(used_tables())  # fmt: skip
 
 

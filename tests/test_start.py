@@ -15,8 +15,10 @@ from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import SAMPLERS
 from ddpmctl.core.schedule import NoiseSchedule
+from ddpmctl.editing import Start
 from ddpmctl.errors import Exit
-from ddpmctl.sampling import USUAL, Plan, Start, generate, levels
+from ddpmctl.plans import USUAL, Plan
+from ddpmctl.sampling import generate, levels
 
 SCHEDULE = NoiseSchedule.named("cosine", 1000)
 CPU = torch.device("cpu")
@@ -43,7 +45,7 @@ def test_a_network_that_knows_the_picture_brings_it_back_and_begins_with_it_nois
 
     start = Start(picture(), 0.4)
     way = USUAL[sampler]._replace(steps=10)
-    *_, last = generate(Denoiser(net, SCHEDULE, "x0"), (3, 4, 4), 5, seed=9, way=way, device=CPU, start=start, batch_size=5)
+    *_, last = generate(Denoiser(net, SCHEDULE, "x0"), (3, 4, 4), 5, seed=9, way=way, device=CPU, course=start, batch_size=5)
     assert torch.allclose(last.state.x_t, picture().expand(5, 3, 4, 4), atol=1e-5)
     x_t, t = seen[0]
     assert t == levels(SCHEDULE, way, start)[0] < 1000

@@ -148,7 +148,7 @@ def inspect_picture(path: Path) -> Facts:
     return facts
 
 
-_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "init", "strength", "class", "seed", "weights", "ema-length", "precision", "columns", "scale")
+_FLAGS = ("sampler", "steps", "spacing", "eta", "variance", "threshold", "guidance", "guidance-interval", "init", "strength", "inpaint", "mask", "resample", "frames", "class", "seed", "weights", "ema-length", "precision", "columns", "scale")
 
 
 def command_of(made_with: Facts, path: Path) -> str | None:
@@ -157,7 +157,9 @@ def command_of(made_with: Facts, path: Path) -> str | None:
     if kind == "sample":
         if "image" in made_with:  # one of a folder
             out = f"{path.absolute().parent.name}/"
-        words = ["ddpmctl", "sample", made_with.get("path"), "-n", made_with.get("n"), "-o", out]
+        pair = made_with.get("interpolate")  # one flag of two words, and --frames says how many
+        many = ["--interpolate", *pair] if isinstance(pair, list) else ["-n", made_with.get("n")]
+        words = ["ddpmctl", "sample", made_with.get("path"), *many, "-o", out]
         flags = {name: made_with.get(name) for name in _FLAGS}
         if made_with.get("clip") is False:  # as thresholds were called before
             flags["threshold"] = "none"

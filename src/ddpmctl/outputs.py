@@ -21,6 +21,9 @@ from ddpmctl.npz import NpzWriter
 
 GIF_FRAMES = 40
 GIF_WIDTH = 320
+FILM_FPS = 10.0
+FILM_REST = 6
+"""Frames that the first and the last image of a film stay for."""
 
 LONGEST_SIDE = 65_535
 """Pixels along a side of a picture: a GIF cannot have more, and few programs show more."""
@@ -33,7 +36,10 @@ MOST_GIF_PIXELS = 2**28
 
 
 class Job(NamedTuple):
-    """What is about to be made: ``n`` images of ``shape`` (C, H, W) in ``steps`` steps each, and how."""
+    """What is about to be made: ``n`` images of ``shape`` (C, H, W) in ``steps`` steps each, and how.
+
+    ``flag``: the one that says how many, for errors.
+    """
 
     path: Path
     n: int
@@ -42,6 +48,7 @@ class Job(NamedTuple):
     made_with: dict[str, Any]
     columns: int | None = None
     scale: int | None = None
+    flag: str = "-n"
 
 
 class Sink:
@@ -126,6 +133,26 @@ class GifSink(Sink):
         save_gif(job.path, frames, fps=15, hold_last=2.5, provenance=job.made_with)
 
 
+class FilmSink(GridSink):
+    """The images one after another, forth and back, with a rest at either end."""
+
+    def check(self) -> None:
+        job, (height, width) = self.job, self.job.shape[1:]
+        side = math.isqrt(MOST_GIF_PIXELS // (2 * job.n * height * width))
+        if not side:
+            raise ConfigError(f"{job.flag} {job.n:,}: an animation too large to be made", f"lower {job.flag}")
+        if (job.scale or 1) > (most := min(side, LONGEST_SIDE // max(height, width))):
+            raise ConfigError(f"--scale {job.scale}: an animation too large to be made", f"give --scale {most} or less")
+
+    def finish(self) -> None:
+        job = self.job
+        scale = job.scale or max(1, GIF_WIDTH // max(job.shape[1:]))
+        first, *inner, last = (enlarged(to_pil(image), scale) for image in self.pictures)
+        # Equal frames in a row become one that lasts as long.
+        frames = [first] * FILM_REST + inner + [last] * FILM_REST + inner[::-1]
+        save_gif(job.path, frames, fps=FILM_FPS, hold_last=1 / FILM_FPS, provenance=job.made_with)
+
+
 class NpzSink(Sink):
     """uint8 (N, H, W, C) under the key ``images``; memory does not grow with N."""
 
@@ -136,8 +163,8 @@ class NpzSink(Sink):
         free = shutil.disk_usage(place).free
         if need > free:
             raise OutputError(
-                f"{job.path}: -n {job.n:,} makes {need / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free",
-                "lower -n, free space, or write elsewhere",
+                f"{job.path}: {job.flag} {job.n:,} makes {need / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free",
+                f"lower {job.flag}, free space, or write elsewhere",
             )
 
     def __enter__(self) -> Sink:
@@ -179,19 +206,24 @@ SINKS: dict[str, type[Sink]] = {
     "": FolderSink,
 }
 
+FILM_SINKS: dict[str, type[Sink]] = {**SINKS, ".gif": FilmSink}
+"""For images that belong one after another."""
+
 
 _SLASHES = tuple({"/", os.sep})
 
 
-def choose_output(out: str | Path | None, *, overwrite: bool) -> tuple[Path, type[Sink]]:
-    """Path and kind of the output; without one, the first free ``samples-K.png``. ``new.v2/`` is a folder.
+def choose_output(
+    out: str | Path | None, *, overwrite: bool, sinks: dict[str, type[Sink]] = SINKS
+) -> tuple[Path, type[Sink]]:
+    """Path and kind of the output, one of ``sinks``; without one, the first free ``samples-K.png``. ``new.v2/`` is a folder.
 
     Raises :class:`ConfigError` for an unknown ending, :class:`OutputError` for a place that is taken.
     """
     if out is None:
         out = next(p for i in range(10**9) if not (p := Path(f"samples-{i}.png")).exists())
     path = Path(out)
-    kind = SINKS.get("" if path.is_dir() or str(out).endswith(_SLASHES) else path.suffix.lower())
+    kind = sinks.get("" if path.is_dir() or str(out).endswith(_SLASHES) else path.suffix.lower())
     if kind is None:
         raise ConfigError(f"-o {out}: unknown ending '{path.suffix}'", f"use .png, .gif, .npz, or a folder: -o {out}/")
     if kind is FolderSink and path.exists() and not path.is_dir():
@@ -220,7 +252,7 @@ def _check_grid(job: Job, most: int) -> None:
     elif scale <= largest(None):
         flag, advice = f"{job.columns} columns", f"give --columns {grid_columns(job.n, *job.shape[1:])}"
     else:
-        flag, advice = f"-n {job.n:,}", "lower -n, or use -o folder/ or an .npz, which hold any number"
+        flag, advice = f"{job.flag} {job.n:,}", f"lower {job.flag}, or use -o folder/ or an .npz, which hold any number"
     height, width = (side * scale for side in grid_size(job.n, *job.shape[1:], job.columns))
     raise ConfigError(f"{flag}: a picture of {width:,} x {height:,} pixels is too large to be made", advice)
 

@@ -12,7 +12,8 @@ from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import derive_seed
 from ddpmctl.events import Busy
 from ddpmctl.images import grid, to_uint8
-from ddpmctl.sampling import USUAL, Generated, generate
+from ddpmctl.plans import USUAL
+from ddpmctl.sampling import Generated, generate
 
 
 class Preview:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ddpmctl import averages, checkpoint, runfolder
 from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision
@@ -19,9 +18,11 @@ from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import SAMPLERS, SampleStep
 from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.core.spacing import spaced_timesteps
+from ddpmctl.editing import FROM_NOISE, Course
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.parsing import size_text
+from ddpmctl.plans import Plan
 from ddpmctl.rows import nearest
 from ddpmctl.runfile import check_size, config_layer, resolve
 
@@ -184,66 +185,9 @@ def sampler_options(sampler: str, given: dict[str, Any]) -> dict[str, Any]:
     return wanted
 
 
-class Plan(NamedTuple):
-    """How to go from noise to image: the rows of SAMPLERS and SPACINGS, and the steps; None: all T."""
-
-    sampler: str
-    steps: int | None
-    spacing: str
-
-    def steps_of(self, timesteps: int) -> int:
-        """The steps under a schedule of ``timesteps``."""
-        return min(self.steps or timesteps, timesteps)
-
-
-QUALITIES: dict[str, Plan] = {
-    "fast": Plan("dpm++", 10, "linear"),
-    "balanced": Plan("dpm++", 20, "linear"),
-    "best": Plan("ddpm", None, "linear"),
-}
-"""What ``--quality`` stands for."""
-
-USUAL: dict[str, Plan] = {
-    "ddpm": Plan("ddpm", None, "linear"),
-    "ddim": Plan("ddim", 50, "linear"),
-    "dpm++": Plan("dpm++", 20, "linear"),
-    "dpm++sde": Plan("dpm++sde", 30, "linear"),
-    "unipc": Plan("unipc", 20, "linear"),
-    "heun": Plan("heun", 30, "logsnr"),
-}
-"""What a sampler goes by that is named without a quality; a row for every one of SAMPLERS."""
-
-
-def plan(quality: str | None, sampler: str | None, steps: int | None, spacing: str | None) -> Plan:
-    """The plan of ``quality``, or else the usual one of ``sampler``, or else balanced; what is given goes first.
-
-    The spacing is the quality's for its own sampler, and the usual one for another.
-    """
-    row = QUALITIES[quality] if quality else USUAL[sampler] if sampler else QUALITIES["balanced"]
-    suited = USUAL[sampler] if sampler else row
-    return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
-
-
-class Start(NamedTuple):
-    """An image to start from in place of noise: ``pixels`` (C, H, W) in [-1, 1], and how much of it is to change.
-
-    ``strength`` in (0, 1] is the share of the steps that are taken, from their noise level on: at 1 next to
-    nothing of the image is left. Meng et al. 2022 (SDEdit), algorithm 1.
-    """
-
-    pixels: Tensor
-    strength: float
-
-    def noised(self, schedule: NoiseSchedule, t: int, eps: Tensor) -> Tensor:
-        """The image at level ``t`` under each noise of ``eps`` (B, C, H, W)."""
-        return schedule.q_sample(self.pixels.to(eps).expand_as(eps), t, eps)
-
-
-def levels(schedule: NoiseSchedule, way: Plan, start: Start | None = None) -> list[int]:
-    """The noise levels that a sample goes through: from T, or from where ``start`` has it begin, to 0."""
-    grid = spaced_timesteps(schedule, way.steps_of(schedule.timesteps), way.spacing)
-    taken = max(1, round((len(grid) - 1) * start.strength)) if start else len(grid) - 1
-    return grid[-taken - 1 :]
+def levels(schedule: NoiseSchedule, way: Plan, course: Course = FROM_NOISE) -> list[int]:
+    """The noise levels that a sample goes through: from T, or from where ``course`` begins, to 0."""
+    return course.levels(spaced_timesteps(schedule, way.steps_of(schedule.timesteps), way.spacing))
 
 
 def generate(
@@ -254,7 +198,7 @@ def generate(
     seed: int,
     way: Plan,
     device: torch.device,
-    start: Start | None = None,
+    course: Course = FROM_NOISE,
     labels: Sequence[int] | None = None,
     batch_size: int = 64,
     options: dict[str, Any] | None = None,
@@ -266,13 +210,13 @@ def generate(
     When memory runs out, the batch is begun again with half its images, and ``on_smaller`` is told how many they are;
     raises the device's own error when one image is too much.
     """
-    grid = levels(denoiser.schedule, way, start)
+    grid = levels(denoiser.schedule, way, course)
 
     def walk(images: range) -> Iterator[Generated]:
         noise = ImageNoise(seed, images, shape, device)
         label = torch.tensor([labels[i] for i in images], device=device) if labels is not None else None
-        x_t = start.noised(denoiser.schedule, grid[0], noise()) if start else noise()
-        for state in SAMPLERS[way.sampler](denoiser, x_t, grid, noise=noise, label=label, **(options or {})):
+        x_t = course.first(denoiser.schedule, grid[0], images, noise)
+        for state in course.walk(way.sampler, denoiser, x_t, grid, noise=noise, label=label, **(options or {})):
             yield Generated(images, state)
 
     done = 0

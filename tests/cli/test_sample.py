@@ -19,7 +19,7 @@ from ddpmctl.core.samplers import SAMPLERS
 from ddpmctl.core.spacing import SPACINGS
 from ddpmctl.errors import Exit
 from ddpmctl.images import read_provenance
-from ddpmctl.sampling import QUALITIES, USUAL
+from ddpmctl.plans import QUALITIES, USUAL
 
 
 def cells(path: Path, n: int, side: int = 16) -> list[np.ndarray]:

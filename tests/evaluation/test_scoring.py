@@ -20,7 +20,8 @@ from ddpmctl.evaluation.features import extract
 from ddpmctl.evaluation.sets import chosen, data_of
 from ddpmctl.events import Busy
 from ddpmctl.images import to_uint8
-from ddpmctl.sampling import Plan, generate, load_model
+from ddpmctl.plans import Plan
+from ddpmctl.sampling import generate, load_model
 from helpers import spoil_gradients, write_images
 
 pytest.importorskip("torch_fidelity")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from file_inputs import images
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
+from PIL import Image
 
 from helpers import TINY, write_images
 
@@ -22,7 +23,7 @@ ODD_NAMES = ["a" * 300, "a" * 300 + ".png", "x/" * 3000, "../loop", "../loop.png
 
 _NO_PLACES = ["", "~", "*", "$HOME", "\udcff.png", "/dev/null/x", "100%.png", "[bold]x.png", "a;b", "--out.png", *ODD_NAMES]
 
-_WRONG = dict.fromkeys(("--out", "--config", "--ckpt"), _NO_PLACES) | dict.fromkeys(("-n", "--steps", "--batch-size", "--lr", "--size", "--timesteps", "--seed", "--max-time", "--eta", "--columns", "--scale", "--at", "--frames"), _NUMBERS)  # fmt: skip
+_WRONG = dict.fromkeys(("--out", "--config", "--ckpt", "--init", "--inpaint", "--mask"), _NO_PLACES) | dict.fromkeys(("-n", "--steps", "--batch-size", "--lr", "--size", "--timesteps", "--seed", "--max-time", "--eta", "--columns", "--scale", "--at", "--frames", "--resample", "--strength"), _NUMBERS)  # fmt: skip
 """Values that are wrong for a flag, or nearly so; for the others ``_WORDS``."""
 
 _DEVICES = ["cpu", "auto"]
@@ -30,6 +31,7 @@ _COUNTS = ["1", "2", "3", " 2 ", "2e0"]
 _PLACES = ["../photos", "../photos.zip", "../cat.png", "../bad.png", "../bad.zip", "../notes.txt", "../tiny.yaml", "../bad.yaml", "../run",
            "../run/checkpoints", "../run/checkpoints/step-00000006.pt", "../run/run.yaml", "../run/metrics.csv", "../bad.pt", "../empty",
            "../nowhere", "../cat.png/below", "../photos/dogs", "../made.png", ".", "old.png", "../run/samples", *_NO_PLACES]  # fmt: skip
+_PICTURES = ["../cat.png", "../made.png", "../cat.png", "../bad.png", "../nowhere.png", "../photos", "../notes.txt"]
 _SETTINGS = [
     "train.steps=3", "train.batch_size=2", "data.hflip=on", "data.path=../photos", "data.path=../nowhere", "data.path=~", "data.fit=pad",
     "data.background=red", "data.background=rgb(300,0,0)", "data.background=rde", "data.conditional=true", "data.on_bad=error", "data.max_bad=0",
@@ -54,6 +56,8 @@ FLAGS: dict[str, dict[str, list[str] | None]] = {
         "--sampler": ["ddim", "ddpm", "dpm++", "dpm++sde", "unipc", "heun"], "--quality": ["fast", "balanced", "best"], "--spacing": ["linear", "quadratic", "karras", "logsnr"], "--steps": ["1", "2", "20"], "--eta": ["0", "0.5", "1"], "--variance": ["beta", "posterior"],
         "--guidance": ["1", "2"], "--guidance-interval": ["0:1", "0.2:0.8", "1:0"], "--threshold": ["clip", "dynamic", "none"], "--class": ["all", "cats"], "--seed": ["0", "7", "9223372036854775807"], "--batch-size": _COUNTS, "--device": _DEVICES,
         "--precision": ["fp32", "bf16"], "--weights": ["ema", "raw"], "--ema-length": ["0.1", "0.28"], "--columns": _COUNTS, "--scale": ["1", "2"], "--overwrite": None, "--quiet": None,
+        "--init": _PICTURES, "--strength": ["0.1", "1", "0"], "--inpaint": _PICTURES, "--mask": ["../half.png", *_PICTURES], "--resample": _COUNTS,
+        "--interpolate": [f"{a} {b}" for a in _PICTURES for b in _PICTURES], "--frames": ["2", "3", "1"],
     },
     "noise-demo": {
         "--out": ["new.png", "new.gif", "taken", "old.png", "deep/er/new.png", "new.jpg", "old.png/x.png"], "--schedule": ["linear", "cosine", "sigmoid"],
@@ -73,6 +77,10 @@ _ALWAYS = {
 """What keeps a command short; later flags win."""
 
 
+_PAIR = "--interpolate"
+"""The flag of two words, which stand in one value with a space between."""
+
+
 class Line(NamedTuple):
     """A command line: its words, and the flags among them as they were meant."""
 
@@ -81,7 +89,8 @@ class Line(NamedTuple):
 
     def names(self) -> set[str]:
         """All that an error may name."""
-        words = {part for word in self.words[1:] for part in (word, word.partition("=")[0])} | {value or "" for _, value in self.flags}
+        words = {part for word in self.words[1:] for part in (word, word.partition("=")[0])}
+        words |= {part for _, value in self.flags for part in (value or "", *(value or "").split(" "))}
         return words | {str(Path(word)) for word in words}
 
 
@@ -96,9 +105,15 @@ def lines(draw: DrawFn, command: str) -> Line:
         values = known[flag]
         wrong = draw(st.integers(0, 3)) == 0
         flags.append((flag, None if values is None else draw(st.sampled_from(_WRONG.get(flag, _WORDS) if wrong else values))))
+    asked = {flag for flag, _ in flags}
+    if _PAIR in asked and draw(st.booleans()):
+        flags.remove(("-n", "2"))  # which does not go with it
+    if "--inpaint" in asked and draw(st.integers(0, 3)):
+        flags.append(("--mask", "../half.png"))
     for flag, value in flags:
         joined = value is not None and flag.startswith("--") and draw(st.integers(0, 3)) == 0
-        words += [flag] if value is None else [f"{flag}={value}"] if joined else [flag, value]
+        parts = [] if value is None else value.split(" ", 1) if flag == _PAIR else [value]
+        words += [f"{flag}={value}"] if joined else [flag, *parts]
     if draw(st.integers(0, 9)) == 0:
         words.append(draw(st.sampled_from([*known, "--nothing", "-z", "--", "--stepps=5", "--overwrite=1", "--help", "a b", "--version"])))
         flags.append(("?", None))
@@ -112,6 +127,9 @@ def make_world(place: Path, run: Path) -> None:
         for file in sorted(place.glob("photos/*/*.png")):
             archive.write(file, file.relative_to(place))
     (place / "cat.png").write_bytes(images()["rgb.png"])
+    half = Image.new("L", (16, 16))
+    half.paste(255, (0, 0, 8, 16))
+    half.save(place / "half.png")
     (place / "bad.png").write_bytes(images()["rgb.png"][:60])
     (place / "bad.zip").write_bytes((place / "photos.zip").read_bytes()[:500])
     (place / "notes.txt").write_text("words")

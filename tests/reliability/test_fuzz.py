@@ -281,20 +281,23 @@ def assert_made(line: Line, command: str, here: Path, changed: set[str]) -> bool
     parents = {str(folder.relative_to(here)) for folder in path.parents if folder.is_relative_to(here)}
     assert changed and all(Path(name).is_relative_to(Path(out)) or name in parents for name in changed), (line.words, changed)
     number = lambda flag, default: Whole().meaning(last(line, flag, default))
+    asked = {name for name, _ in line.flags}
+    n = number("--frames", "9") if "--interpolate" in asked else number("-n", "64")
     if path.suffix == ".npz":
         with np.load(path) as arrays:
-            assert arrays["images"].shape == (number("-n", "64"), 16, 16, 3)
+            assert arrays["images"].shape == (n, 16, 16, 3)
         return True
     pictures = sorted(path.glob("0*.png")) if path.is_dir() else [path]
-    assert len(pictures) == (number("-n", "64") if path.is_dir() else 1)
+    assert len(pictures) == (n if path.is_dir() else 1)
     for picture in pictures:
         with Image.open(picture) as image:
             image.load()
         told = read_provenance(picture)
         assert told is not None and told["seed"] == number("--seed", "0")
         if command == "sample":
-            assert (told["n"], told["steps"]) == (number("-n", "64"), number("--steps", "20"))
-            row = {"fast": "dpm++", "balanced": "dpm++", "best": "ddpm"}[last(line, "--quality", "balanced")]
+            assert (told.get("n", told.get("frames")), told["steps"]) == (n, number("--steps", "20"))
+            usual = "ddim" if "--interpolate" in asked else "ddpm" if "--inpaint" in asked else "dpm++"
+            row = {"fast": "dpm++", "balanced": "dpm++", "best": "ddpm"}.get(last(line, "--quality", ""), usual)
             assert (told["sampler"], told["weights"]) == (last(line, "--sampler", row), last(line, "--weights", "ema"))
             assert told["threshold"] == last(line, "--threshold", "clip")
     return True

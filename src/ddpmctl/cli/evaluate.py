@@ -38,7 +38,7 @@ def evaluate(
     features: Annotated[str, typer.Option(metavar=choices("evaluation.features", "FEATURES"), help="The network whose features are compared. efficientnet-lite0 comes with the extra, and is not comparable with published FID; inception is.", autocompletion=complete("evaluation.features", "FEATURES"))] = "efficientnet-lite0",
     feature_weights: Annotated[Path | None, typer.Option(metavar="PATH", help="The file of that network's weights.  [default: its package's, or torch's folder of downloads]")] = None,
     as_json: Annotated[bool, switch("--json", "Print one JSON object.")] = False,
-    quality: Annotated[str | None, typer.Option(metavar=choices("sampling", "QUALITIES"), help="Sampler, steps and spacing in one word.  [default: balanced]", autocompletion=complete("sampling", "QUALITIES"), rich_help_panel=_HOW)] = None,
+    quality: Annotated[str | None, typer.Option(metavar=choices("plans", "QUALITIES"), help="Sampler, steps and spacing in one word.  [default: balanced]", autocompletion=complete("plans", "QUALITIES"), rich_help_panel=_HOW)] = None,
     sampler: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "SAMPLERS"), help="As in `sample`.  [default: of the quality]", autocompletion=complete("core.samplers", "SAMPLERS"), rich_help_panel=_HOW)] = None,
     steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps, 1 to T.  [default: of the quality or sampler]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
     spacing: Annotated[str | None, typer.Option(metavar=choices("core.spacing", "SPACINGS"), help="Which levels of noise the steps stop at.  [default: of the quality or sampler]", autocompletion=complete("core.spacing", "SPACINGS"), rich_help_panel=_HOW)] = None,
@@ -69,7 +69,7 @@ def evaluate(
 
     check_choices({
         "--features": (features, row_names("evaluation.features", "FEATURES")),
-        "--quality": (quality, row_names("sampling", "QUALITIES")),
+        "--quality": (quality, row_names("plans", "QUALITIES")),
         "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
         "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
         "--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16")),
@@ -95,7 +95,8 @@ def evaluate(
         _tell(compare_data(what, size, settings), as_json)
         return 0
     from ddpmctl.checkpoint import naming_a_good_one
-    from ddpmctl.sampling import load_model, plan
+    from ddpmctl.plans import plan
+    from ddpmctl.sampling import load_model
 
     with naming_a_good_one():
         model = load_model(what, device, weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)

@@ -22,24 +22,26 @@ from ddpmctl.cli.options import (
     tell_ema,
     weights_text,
 )
+from ddpmctl.cli.starting import FRAMES, RESAMPLE, STRENGTH, beginning
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
-    from ddpmctl.data.picture import Picture
+    from ddpmctl.editing import Course
     from ddpmctl.outputs import Sink
-    from ddpmctl.sampling import Model, Plan, Start
+    from ddpmctl.plans import Plan
+    from ddpmctl.sampling import Model
 
 _HOW = "How"
-_MOST_IMAGES = 10_000_000
+_PICTURES = "With pictures"
 
 
 def sample(
     ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, or run folder: its newest one.")],
-    n: Annotated[int, typer.Option("-n", metavar="COUNT", help="How many images.", parser=reading(parse_count))] = 64,
+    n: Annotated[int | None, typer.Option("-n", metavar="COUNT", help="How many images.  [default: 64]", parser=reading(parse_count))] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help="x.png: a grid; x.gif: noise to image; x.npz: uint8 (N,H,W,C); folder/: a file each.  [default: samples-0.png, -1, ...]")] = None,
-    quality: Annotated[str | None, typer.Option(metavar=choices("sampling", "QUALITIES"), help="Sampler, steps and spacing in one word; flags for one of them override it.  [default: balanced]", autocompletion=complete("sampling", "QUALITIES"), rich_help_panel=_HOW)] = None,
+    quality: Annotated[str | None, typer.Option(metavar=choices("plans", "QUALITIES"), help="Sampler, steps and spacing in one word; flags for one of them override it.  [default: balanced]", autocompletion=complete("plans", "QUALITIES"), rich_help_panel=_HOW)] = None,
     sampler: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "SAMPLERS"), help="dpm++, unipc, heun: few steps; ddpm: as trained; dpm++sde: few steps, with noise.  [default: of the quality]", autocompletion=complete("core.samplers", "SAMPLERS"), rich_help_panel=_HOW)] = None,
-    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps, 1 to T.  [default: of the quality; with --sampler alone: ddpm T, ddim 50, heun and dpm++sde 30, others 20]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
+    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Denoising steps, 1 to T.  [default: of the quality; with --sampler alone: ddpm T, ddim 50, heun and dpm++sde 30, others 20; with --inpaint 100]", parser=reading(parse_count), rich_help_panel=_HOW)] = None,
     spacing: Annotated[str | None, typer.Option(metavar=choices("core.spacing", "SPACINGS"), help="Which levels of noise the steps stop at: even in t, sqrt(t), sigma^(1/7) or log-SNR.  [default: of the quality or sampler]", autocompletion=complete("core.spacing", "SPACINGS"), rich_help_panel=_HOW)] = None,
     eta: Annotated[float | None, typer.Option(metavar="0..1", help="Noise that ddim adds at each step.  [default: 0]", rich_help_panel=_HOW)] = None,
     variance: Annotated[str | None, typer.Option(metavar=choices("core.samplers", "VARIANCES"), help="Noise that ddpm adds.  [default: learned where the model has it, else beta]", autocompletion=complete("core.samplers", "VARIANCES"), rich_help_panel=_HOW)] = None,
@@ -47,8 +49,6 @@ def sample(
     class_name: Annotated[str | None, typer.Option("--class", metavar="NAME|all", help="Class to draw; all: each in turn.  [default: all]", rich_help_panel=_HOW)] = None,
     guidance: Annotated[float, typer.Option(metavar="W", help="Draw what is more of its class than of others: 1 is none, 2 to 4 much. Needs training with model.label_dropout.", rich_help_panel=_HOW)] = 1.0,
     guidance_interval: Annotated[str | None, typer.Option(metavar="LO:HI", help="Levels of noise at which to guide, as shares of T.  [default: 0:1]", rich_help_panel=_HOW)] = None,
-    init: Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Start from a picture, noised, in place of pure noise: -n variations of it.", rich_help_panel=_HOW)] = None,
-    strength: Annotated[float | None, typer.Option(metavar="0..1", help="How much of --init changes: the share of the steps that are taken.  [default: 0.6]", rich_help_panel=_HOW)] = None,
     seed: Annotated[int, typer.Option(metavar="COUNT", help="Same seed, same images.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once; changes memory, not images.", parser=reading(parse_count))] = 64,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
@@ -57,6 +57,13 @@ def sample(
     ema_length: Annotated[float | None, typer.Option(metavar="0.01..0.28", help="Weights averaged over this share of the training time, for a run with train.ema_snapshot_every; `inspect` names those to be had.", rich_help_panel=_HOW)] = None,
     columns: Annotated[int | None, typer.Option(metavar="COUNT", help="Images in a row of the grid.", parser=reading(parse_count))] = None,
     scale: Annotated[int | None, typer.Option(metavar="COUNT", help="Enlarge every pixel of a grid so many times.  [default: 1, .gif as fits]", parser=reading(parse_count))] = None,
+    init: Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Start from a picture, noised, in place of pure noise: -n variations of it.", rich_help_panel=_PICTURES)] = None,
+    strength: Annotated[float | None, typer.Option(metavar="0..1", help=f"How much of --init changes: the share of the steps that are taken.  [default: {STRENGTH}]", rich_help_panel=_PICTURES)] = None,
+    inpaint: Annotated[Path | None, typer.Option(metavar="IMG", help="Draw a part of a picture anew, -n times, and keep the rest. By ddpm or ddim.", rich_help_panel=_PICTURES)] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="M.png", help="Which part: white is drawn anew, black is kept, greys from 128 count as white. Stretched to the size of --inpaint.", rich_help_panel=_PICTURES)] = None,
+    resample: Annotated[int | None, typer.Option(metavar="COUNT", help=f"How often each stretch of --inpaint is gone, so that new and old fit: 1 is fast, 10 thorough.  [default: {RESAMPLE}]", parser=reading(parse_count), rich_help_panel=_PICTURES)] = None,
+    interpolate: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="The way from picture A to picture B: .png a row, .gif forth and back. By ddim.", rich_help_panel=_PICTURES)] = None,
+    frames: Annotated[int | None, typer.Option(metavar="COUNT", help=f"Images of --interpolate, A and B among them.  [default: {FRAMES}]", parser=reading(parse_count), rich_help_panel=_PICTURES)] = None,
     overwrite: Annotated[bool, switch("--overwrite", "Replace what is there.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -70,27 +77,28 @@ def sample(
     from ddpmctl.rows import row_names
 
     check_choices({
-        "--quality": (quality, row_names("sampling", "QUALITIES")),
+        "--quality": (quality, row_names("plans", "QUALITIES")),
         "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
         "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
         "--variance": (variance, row_names("core.samplers", "VARIANCES")),
         "--threshold": (threshold, row_names("core.thresholds", "THRESHOLDS")),
         "--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16")),
     })  # fmt: skip
-    check_counts({"-n": n, "--steps": steps, "--batch-size": batch_size, "--columns": columns, "--scale": scale})
-    if n > _MOST_IMAGES:
-        raise ConfigError(f"-n {n:,}: at most {_MOST_IMAGES:,} at once", "make them in parts, with another --seed each")
+    check_counts({"--steps": steps, "--batch-size": batch_size, "--columns": columns, "--scale": scale})
     if eta is not None and not 0 <= eta <= 1:
         raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
     check_ema_length(ema_length, weights)
     interval = _interval(guidance, guidance_interval)
-    picture, strength = _picture(init, strength)
-    path, sink = choose_output(out, overwrite=overwrite)
+    begun = beginning(n, init=init, strength=strength, inpaint=inpaint, mask=mask, resample=resample,
+                      interpolate=interpolate, frames=frames)  # fmt: skip
+    path, sink = choose_output(out, overwrite=overwrite, sinks=begun.sinks())
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.core.samplers import evaluations
-    from ddpmctl.sampling import levels, load_model, plan, sampler_options
+    from ddpmctl.plans import plan
+    from ddpmctl.sampling import levels, load_model, sampler_options
 
-    way = plan(quality, sampler, steps, spacing)
+    way = plan(quality, sampler, steps, spacing, begun.rows)
+    begun.check(way, quality, eta)
     options = sampler_options(way.sampler, {"eta": eta, "variance": variance})
     with naming_a_good_one():
         model = load_model(ckpt, device, weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,
@@ -100,27 +108,30 @@ def sample(
     model.check_variance(variance)
     steps = way.steps_of(model.denoiser.schedule.timesteps)
     way = way._replace(steps=steps)
+    n = begun.n
     labels = model.labels_for(class_name, n)
-    start = _start(picture, strength, model)
-    taken = len(levels(model.denoiser.schedule, way, start)) - 1
+    course = begun.course(model, labels)
+    grid = levels(model.denoiser.schedule, way, course)
+    taken, states = len(grid) - 1, course.states(grid)
     guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
     made_with = {
-        "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, "n": n, "seed": seed,
+        "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, **begun.facts(), "seed": seed,
         **way._asdict(), **options, "threshold": threshold, **guided, "weights": weights, "ema-length": ema_length, "precision": model.precision,
         "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
-        **({"init": str(init), "strength": strength} if start else {}),
     }  # fmt: skip
+    columns = columns or begun.columns()
     if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
         columns = len(model.class_names)
-    output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale))
+    output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale, begun.counted))
     told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
-    some = f"the last {taken} of {steps} steps" if start else f"{steps} steps"
-    told = f" from {init} at strength {strength:g}," * bool(start) + told
-    console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, taken)} evaluations), {way.spacing} spacing,"
+    some = f"the last {taken} of {steps} steps" if init else f"{steps} steps"
+    told = begun.told() + told
+    console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, states)} evaluations), {way.spacing} spacing,"
                  f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
                  f" {weights_text(weights, model.step, ema_length)}, {model.device}, {model.precision}")  # fmt: skip
+    course = begun.ready(course, model, grid, labels)
     with output as target:
-        _run(model, target, labels, way, start, seed=seed, options=options, batch_size=min(batch_size, n))
+        _run(model, target, labels, way, course, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
     return 0
 
@@ -140,33 +151,8 @@ def _interval(guidance: float, text: str | None) -> tuple[float, float]:
         raise ConfigError(f"--guidance-interval: {error}", "0:1 is always") from error
 
 
-def _picture(init: Path | None, strength: float | None) -> tuple[Picture | None, float]:
-    """The picture to start from, and the strength."""
-    from ddpmctl.data.picture import Picture
-    from ddpmctl.errors import ConfigError
-
-    if strength is not None and init is None:
-        raise ConfigError(f"--strength {strength}: there is no picture to change", "add --init")
-    if strength is not None and not 0 < strength <= 1:
-        raise ConfigError(f"--strength {strength}: must be above 0, and at most 1", "0.3 changes little, 0.8 much")
-    return (Picture(init) if init else None), 0.6 if strength is None else strength
-
-
-def _start(picture: Picture | None, strength: float, model: Model) -> Start | None:
-    """The picture as the model's own images are: of their size, channels and fit."""
-    from ddpmctl.images import from_uint8
-    from ddpmctl.sampling import Start
-
-    if picture is None:
-        return None
-    channels, height, width = model.image_shape
-    data = model.config.data
-    pixels = picture.pixels((height, width), channels, fit=data.fit, background=data.background)
-    return Start(from_uint8(pixels), strength)
-
-
 def _run(
-    model: Model, target: Sink, labels: list[int] | None, way: Plan, start: Start | None, *,
+    model: Model, target: Sink, labels: list[int] | None, way: Plan, course: Course, *,
     seed: int, options: dict[str, Any], batch_size: int,
 ) -> None:  # fmt: skip
     """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
@@ -175,25 +161,25 @@ def _run(
     from ddpmctl.sampling import generate, levels
 
     job, done, finished = target.job, 0, 0
-    n, steps = job.n, job.steps
-    schedule = model.denoiser.schedule
-    grid = levels(schedule, way, start)
+    n, schedule = job.n, model.denoiser.schedule
+    grid = levels(schedule, way, course)
+    states = course.states(grid)
     left_at = {t: left for left, t in enumerate(reversed(grid))}
 
     def smaller(size: int) -> None:
         console.warn(f"out of memory: going on with {size} images at once")
-        bar.set_total(done + -(-(n - finished) // size) * steps)
+        bar.set_total(done + -(-(n - finished) // size) * states)
 
     if target.wants_states:
-        noise = ImageNoise(seed, range(n), job.shape)()
-        target.add_state(range(n), steps, to_uint8(start.noised(schedule, grid[0], noise) if start else noise))
-    with console.bar("sampling", -(-n // batch_size) * steps) as bar:
+        noise = ImageNoise(seed, range(n), job.shape)
+        target.add_state(range(n), job.steps, to_uint8(course.first(schedule, grid[0], range(n), noise)))
+    with console.bar("sampling", -(-n // batch_size) * states) as bar:
         walk = generate(
             model.denoiser, job.shape, n, seed=seed, way=way,
-            device=model.device, start=start, labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
+            device=model.device, course=course, labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
         )  # fmt: skip
         for done, (images, state) in enumerate(walk, start=1):
-            if target.wants_states:
+            if target.wants_states:  # of a level that comes more than once the last state stays
                 target.add_state(images, left_at[state.t], to_uint8(state.x_t))
             if state.t == 0:
                 target.add_images(images, to_uint8(state.x_t))

@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ddpmctl.data.decode import decode, probe, quiet
+from ddpmctl.data.decode import FITS, decode, probe, quiet
 from ddpmctl.data.formats import MAX_FILE_BYTES, BadImage
 from ddpmctl.errors import DataError
+
+WHITE = 128
+"""Grey from which on a mask is white."""
 
 
 class Picture:
@@ -52,6 +57,17 @@ class Picture:
         with self._faults():
             array = decode(self.raw, size=size, channels=channels, fit=fit, background=background)
         return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+    def mask(self, size: tuple[int, int], over: tuple[int, int], *, fit: str = "crop") -> Tensor:
+        """bool (1, H, W): true where a grey of :data:`WHITE` or more lies over a picture of size ``over``, once that is fitted.
+
+        It is stretched to ``over`` and then goes the way of the picture, by nearest pixels. See-through is black.
+        """
+        white = self.pixels(self.probe.size, 1, fit="stretch", background="black")[0] >= WHITE
+        # Mode 1, of which Pillow takes the nearest pixel whatever it is asked for.
+        image = Image.fromarray(white.numpy()).resize((over[1], over[0]))
+        fitted = FITS[fit](image, (size[1], size[0]), 0)
+        return torch.from_numpy(np.array(fitted)).unsqueeze(0)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -29,7 +29,8 @@ from ddpmctl.evaluation.likelihood import (
 from ddpmctl.evaluation.memorised import MANY_HELD_OUT, QUANTILE, Nearest, nearest, sheet, suspicious
 from ddpmctl.evaluation.sets import Extractor, chosen, data_of, draw
 from ddpmctl.images import save_png
-from ddpmctl.sampling import Model, Plan
+from ddpmctl.plans import Plan
+from ddpmctl.sampling import Model
 from ddpmctl.validation import hold_out
 
 Facts = dict[str, Any]

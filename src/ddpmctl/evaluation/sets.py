@@ -21,7 +21,8 @@ from ddpmctl.errors import DataError
 from ddpmctl.evaluation import features
 from ddpmctl.evaluation.features import FEATURES, extract, load_features
 from ddpmctl.images import to_uint8
-from ddpmctl.sampling import Model, Plan, generate
+from ddpmctl.plans import Plan
+from ddpmctl.sampling import Model, generate
 
 
 def data_of(model: Model, path: Path, *, cache: bool = True, progress: Progress | None = None) -> ImageDataset:

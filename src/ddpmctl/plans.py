@@ -1,0 +1,71 @@
+"""Plans: by which sampler, in how many steps and in which spacing a sample goes from noise to image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Plan(NamedTuple):
+    """How to go from noise to image: the rows of SAMPLERS and SPACINGS, and the steps; None: all T."""
+
+    sampler: str
+    steps: int | None
+    spacing: str
+
+    def steps_of(self, timesteps: int) -> int:
+        """The steps under a schedule of ``timesteps``."""
+        return min(self.steps or timesteps, timesteps)
+
+
+QUALITIES: dict[str, Plan] = {
+    "fast": Plan("dpm++", 10, "linear"),
+    "balanced": Plan("dpm++", 20, "linear"),
+    "best": Plan("ddpm", None, "linear"),
+}
+"""What ``--quality`` stands for."""
+
+USUAL: dict[str, Plan] = {
+    "ddpm": Plan("ddpm", None, "linear"),
+    "ddim": Plan("ddim", 50, "linear"),
+    "dpm++": Plan("dpm++", 20, "linear"),
+    "dpm++sde": Plan("dpm++sde", 30, "linear"),
+    "unipc": Plan("unipc", 20, "linear"),
+    "heun": Plan("heun", 30, "logsnr"),
+}
+"""What a sampler goes by that is named without a quality; a row for every one of SAMPLERS."""
+
+
+INPAINTING: dict[str, Plan] = {
+    "ddpm": Plan("ddpm", 100, "linear"),
+    "ddim": Plan("ddim", 100, "linear"),
+}
+"""What a picture is inpainted by: samplers that remember no earlier steps, since the image is changed between steps."""
+
+INTERPOLATION: dict[str, Plan] = {"ddim": USUAL["ddim"]}
+"""What goes from picture to picture: the sampler that :func:`ddpmctl.core.interpolation.encode` undoes."""
+
+
+def plan(
+    quality: str | None,
+    sampler: str | None,
+    steps: int | None,
+    spacing: str | None,
+    rows: dict[str, Plan] | None = None,
+) -> Plan:
+    """The plan of ``quality``, or else the usual one of ``sampler``, or else balanced; what is given goes first.
+
+    The spacing is the quality's for its own sampler, and the usual one for another. ``rows``: those to go before
+    :data:`USUAL`, the first before balanced too.
+    """
+    usual = USUAL | (rows or {})
+    row = (
+        QUALITIES[quality]
+        if quality
+        else usual[sampler]
+        if sampler
+        else next(iter(rows.values()))
+        if rows
+        else QUALITIES["balanced"]
+    )
+    suited = usual[sampler] if sampler else row
+    return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
