@@ -31,7 +31,8 @@ from ddpmctl.evaluation.distances import SUBSET_SIZE, kid
 from ddpmctl.evaluation.features import extract, load_features
 from ddpmctl.evaluation.sets import data_of, draw
 from ddpmctl.images import grid, save_png
-from ddpmctl.sampling import USUAL, Model, Plan, load_model
+from ddpmctl.plans import USUAL, Plan
+from ddpmctl.sampling import Model, load_model
 
 FEW_STEPS = (5, 10, 20, 50)
 SAMPLERS = ("ddim", "dpm++", "dpm++sde", "unipc", "heun")
