@@ -6,18 +6,20 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ddpmctl.errors import ConfigError, OutputError
 from ddpmctl.files import check_place
 from ddpmctl.images import enlarged, grid, grid_columns, grid_size, read_provenance, save_gif, save_png, to_pil
 from ddpmctl.npz import NpzWriter
+from ddpmctl.sheet import in_rows, titled
 
 GIF_FRAMES = 40
 GIF_WIDTH = 320
@@ -38,7 +40,8 @@ MOST_GIF_PIXELS = 2**28
 class Job(NamedTuple):
     """What is about to be made: ``n`` images of ``shape`` (C, H, W) in ``steps`` steps each, and how.
 
-    ``flag``: the one that says how many, for errors.
+    ``flag``: the one that says how many, for errors. ``rows``: titles of the rows of a grid; image i goes into row i
+    modulo their number.
     """
 
     path: Path
@@ -49,6 +52,15 @@ class Job(NamedTuple):
     columns: int | None = None
     scale: int | None = None
     flag: str = "-n"
+    rows: Sequence[str] = ()
+
+    def cells(self) -> int:
+        """Images of the grid, with the blank ones at the ends of its rows."""
+        return -(-self.n // len(self.rows)) * len(self.rows) if self.rows else self.n
+
+    def wide(self) -> int | None:
+        """Images in a row of the grid; None: as makes it near-square."""
+        return -(-self.n // len(self.rows)) if self.rows else self.columns
 
 
 class Sink:
@@ -101,7 +113,7 @@ class GridSink(Sink):
 
     def finish(self) -> None:
         job = self.job
-        save_png(job.path, grid(self.pictures, columns=job.columns, scale=job.scale or 1), job.made_with)
+        save_png(job.path, _finished(_grid(self.pictures, job), job.scale or 1, job), job.made_with)
 
 
 class GifSink(Sink):
@@ -126,10 +138,10 @@ class GifSink(Sink):
 
     def finish(self) -> None:
         job = self.job
-        frames = [grid(state, columns=job.columns) for state in self.pictures]
+        frames = [_grid(state, job) for state in self.pictures]
         # Noise does not compress: an animation of a few hundred pixels is a megabyte.
         scale = job.scale or max(1, GIF_WIDTH // max(frames[0].size))
-        frames = [enlarged(frame, scale) for frame in frames]
+        frames = [_finished(frame, scale, job) for frame in frames]
         save_gif(job.path, frames, fps=15, hold_last=2.5, provenance=job.made_with)
 
 
@@ -236,24 +248,35 @@ def choose_output(
     return path, kind
 
 
+def _grid(pictures: Tensor, job: Job) -> Image.Image:
+    """The images of ``job``, uint8 (N, C, H, W), as one picture."""
+    return grid(in_rows(pictures, len(job.rows)) if job.rows else pictures, columns=job.wide())
+
+
+def _finished(picture: Image.Image, scale: int, job: Job) -> Image.Image:
+    """The grid enlarged, with the titles of its rows where it has any."""
+    picture = enlarged(picture, scale)
+    return titled(picture, job.rows) if job.rows else picture
+
+
 def _check_grid(job: Job, most: int) -> None:
     """Raise :class:`ConfigError` that names the flag which makes a grid larger than ``most`` pixels."""
 
     def largest(columns: int | None) -> int:
         """The largest scale that fits; 0 where none does."""
-        size = grid_size(job.n, *job.shape[1:], columns)
+        size = grid_size(job.cells(), *job.shape[1:], columns)
         return min(math.isqrt(most // math.prod(size)), LONGEST_SIDE // max(size))
 
-    scale, fitting = job.scale or 1, largest(job.columns)
+    scale, fitting = job.scale or 1, largest(job.wide())
     if scale <= fitting:
         return
     if fitting:
         flag, advice = f"--scale {scale}", f"give --scale {fitting} or less"
     elif scale <= largest(None):
-        flag, advice = f"{job.columns} columns", f"give --columns {grid_columns(job.n, *job.shape[1:])}"
+        flag, advice = f"{job.wide()} columns", f"give --columns {grid_columns(job.n, *job.shape[1:])}"
     else:
         flag, advice = f"{job.flag} {job.n:,}", f"lower {job.flag}, or use -o folder/ or an .npz, which hold any number"
-    height, width = (side * scale for side in grid_size(job.n, *job.shape[1:], job.columns))
+    height, width = (side * scale for side in grid_size(job.cells(), *job.shape[1:], job.wide()))
     raise ConfigError(f"{flag}: a picture of {width:,} x {height:,} pixels is too large to be made", advice)
 
 

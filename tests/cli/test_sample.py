@@ -193,7 +193,16 @@ def test_classes_in_turn_one_class_and_oblong_images(trained_classes):
     assert np.abs(every[::2] - cats[::2]).max() <= 1 and np.abs(every[1::2] - dogs[1::2]).max() <= 1
     assert not np.array_equal(cats, dogs)
     assert main(["sample", str(trained_classes), "-n", "4", "-o", "all.png", "--steps", "3", "-q"]) == 0
-    assert Image.open("all.png").size == (2 + 2 * 26, 2 + 2 * 18)  # a column a class
+    page = np.asarray(Image.open("all.png"))  # a row a class, with its name on the left
+    margin = page.shape[1] - (2 + 2 * 26)
+    assert page.shape[0] == 2 + 2 * 18 and margin > 20
+    cell = lambda row, column: page[2 + row * 18 :, margin + 2 + column * 26 :][:16, :24].astype(int)
+    for i, image in enumerate(every):
+        assert np.abs(cell(i % 2, i // 2) - image[..., 0]).max() <= 1
+    assert main(["sample", str(trained_classes), "-n", "4", "-o", "plain.png", "--steps", "3", "--columns", "4", "-q"]) == 0
+    assert Image.open("plain.png").size == (2 + 4 * 26, 2 + 18)
+    assert main(["sample", str(trained_classes), "-n", "3", "-o", "all.gif", "--steps", "3", "--scale", "1", "-q"]) == 0
+    assert Image.open("all.gif").size == (margin + 2 + 2 * 26, 2 + 2 * 18)
 
 
 def test_a_run_folder_means_its_newest_checkpoint(trained):

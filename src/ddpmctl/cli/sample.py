@@ -55,7 +55,7 @@ def sample(
     precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="What the network computes in; less than fp32 is faster on some devices, but then images depend a little on their batch.")] = "fp32",
     weights: Annotated[str, typer.Option(metavar="ema|raw", help="Averaged or last weights.", rich_help_panel=_HOW)] = "ema",
     ema_length: Annotated[float | None, typer.Option(metavar="0.01..0.28", help="Weights averaged over this share of the training time, for a run with train.ema_snapshot_every; `inspect` names those to be had.", rich_help_panel=_HOW)] = None,
-    columns: Annotated[int | None, typer.Option(metavar="COUNT", help="Images in a row of the grid.", parser=reading(parse_count))] = None,
+    columns: Annotated[int | None, typer.Option(metavar="COUNT", help="Images in a row of the grid.  [default: near-square; of several classes a row each]", parser=reading(parse_count))] = None,
     scale: Annotated[int | None, typer.Option(metavar="COUNT", help="Enlarge every pixel of a grid so many times.  [default: 1, .gif as fits]", parser=reading(parse_count))] = None,
     init: Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Start from a picture, noised, in place of pure noise: -n variations of it.", rich_help_panel=_PICTURES)] = None,
     strength: Annotated[float | None, typer.Option(metavar="0..1", help=f"How much of --init changes: the share of the steps that are taken.  [default: {STRENGTH}]", rich_help_panel=_PICTURES)] = None,
@@ -120,9 +120,9 @@ def sample(
         "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
     }  # fmt: skip
     columns = columns or begun.columns()
-    if columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names):
-        columns = len(model.class_names)
-    output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale, begun.counted))
+    several = columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names)
+    rows = model.class_names if several else ()
+    output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale, begun.counted, rows))
     told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
     some = f"the last {taken} of {steps} steps" if init else f"{steps} steps"
     told = begun.told() + told
