@@ -58,14 +58,11 @@ def plan(
     :data:`USUAL`, the first before balanced too.
     """
     usual = USUAL | (rows or {})
-    row = (
-        QUALITIES[quality]
-        if quality
-        else usual[sampler]
-        if sampler
-        else next(iter(rows.values()))
-        if rows
-        else QUALITIES["balanced"]
-    )
+    if quality:
+        row = QUALITIES[quality]
+    elif sampler:
+        row = usual[sampler]
+    else:
+        row = next(iter(rows.values())) if rows else QUALITIES["balanced"]
     suited = usual[sampler] if sampler else row
     return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
