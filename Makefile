@@ -5,13 +5,14 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types unit test-slow soak clean
+.PHONY: help demo test lint types unit test-slow soak quality clean
 
 help:
 	@echo "make demo       set up, train on examples/fashion.zip for a few minutes, draw new images: demo.png"
 	@echo "make test       set up, then lint, types and tests"
 	@echo "make test-slow  the long tests too"
 	@echo "make soak       100 kills and much fuzzing, see docs/reliability.md: about an hour"
+	@echo "make quality    the tables of benchmarks/quality.py: make quality TRAIN=images.zip HELDOUT=others.zip; hours"
 	@echo "make clean      remove the environment and the demo"
 
 $(READY): pyproject.toml
@@ -48,6 +49,10 @@ test-slow: $(READY)
 
 soak: $(READY)
 	DDPMCTL_KILLS=50 DDPMCTL_FUZZ=12 $(BIN)/python -m pytest -q -s -m 'slow or not slow' tests/reliability
+
+quality: $(READY)
+	@test -n "$(TRAIN)" -a -n "$(HELDOUT)" || { echo "give two folders or zips of images: make quality TRAIN=... HELDOUT=..."; exit 2; }
+	$(BIN)/python benchmarks/quality.py "$(TRAIN)" "$(HELDOUT)" $(QUALITY_FLAGS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) demo.png
