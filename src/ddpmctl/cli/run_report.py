@@ -30,7 +30,10 @@ def summary(run: Run) -> None:
         ("model", f"UNet, {count_text(parameters)} parameters, {kind}"),
         ("diffusion", f"T = {diffusion.timesteps:,}, {diffusion.schedule} schedule, predicts {diffusion.prediction}, {diffusion.loss} loss"
              + (f" weighted by {diffusion.weighting}" if diffusion.weighting != "uniform" else "")
-             + (f", offset noise {diffusion.offset_noise:g}" if diffusion.offset_noise else "")),
+             + (f", t {diffusion.t_sampling}" if diffusion.t_sampling != "uniform" else "")
+             + (f", offset noise {diffusion.offset_noise:g}" if diffusion.offset_noise else "")
+             + (", zero terminal SNR" if diffusion.zero_terminal_snr else "")
+             + (", learns its variance" if diffusion.learn_variance else "")),
         ("device", f"{device_text(run.device)}, {run.precision()}"),
         ("training", f"{train.steps:,} steps of {train.batch_size} images = {epochs:,.1f} epochs, {train.optimizer} lr {train.lr:g}"),
         ("saved to", f"{run.folder.path}  (checkpoint every {train.save_every:,} steps, "
@@ -135,11 +138,20 @@ def rehearse(run: Run) -> None:
         state.x_t.cpu()  # waits for the device
     call_seconds = (time.monotonic() - started) / evaluations(train.sampler, steps) * -(-train.samples // n)
     grid_seconds = call_seconds * evaluations(train.sampler, run.grid.steps)
-    every = train.sample_every or train.steps
-    grids = -(-train.steps // every) - first // every
+    grids = _times(train.sample_every or train.steps, first, train.steps)
     console.note(f"one step: loss {loss:.4f}, {seconds:.3f} s; one grid of {train.samples}: {time_text(grid_seconds)}")
     console.note(f"memory: {memory_text(run.device)}")
+    scored = ""
+    if run.scoring:
+        scores = _times(train.evaluate_every, first, train.steps)
+        needed = grid_seconds * run.scoring.n / train.samples * scores
+        scored = f" + {time_text(needed)} for the samples of {scores} measurements of KID, and their features"
     console.note(
         f"expected: {time_text(seconds * remaining)} for {remaining:,} steps"
-        f" + {time_text(grid_seconds * grids)} for {grids} grids. Nothing was written."
+        f" + {time_text(grid_seconds * grids)} for {grids} grids{scored}. Nothing was written."
     )
+
+
+def _times(every: int, first: int, last: int) -> int:
+    """How often something comes after step ``first`` that comes every so many steps, and at the last."""
+    return -(-last // every) - first // every
