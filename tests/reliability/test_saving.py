@@ -385,7 +385,8 @@ def test_a_run_that_another_process_has_gone_on_with_is_left_to_it(tmp_path: Pat
     """Possible only where somebody deletes the lock."""
     run = tmp_path / "run"
     with train_process(photos, "-c", tiny, "--out", run, *LONG[:2], "--set", "train.sample_every=0", "--set", "train.save_every=100") as process:
-        wait_for(lambda: steps_saved(run), process)
+        # Well past its last save: at that very step it would have nothing to write, and stop in peace.
+        wait_for(lambda: steps_saved(run) and int(rows(run)[-1]["step"]) > steps_saved(run)[-1], process)
         process.send_signal(signal.SIGSTOP)
         (run / ".lock").unlink()
         last = steps_saved(run)[-1] + 300
