@@ -46,6 +46,17 @@ def test_noise_is_where_the_probability_flow_leads(schedule) -> None:
     torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
 
 
+def test_noise_is_finite_where_nothing_is_left_of_the_image() -> None:
+    class Same:
+        schedule = NoiseSchedule.named("cosine", 200, zero_snr=True)
+
+        def __call__(self, x: Tensor, t: int, label: object) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    *_, last = encode(Same(), X0, spaced_timesteps(Same.schedule, 50)[::-1])  # type: ignore[arg-type]
+    assert last.t == 200 and bool(last.x_t.isfinite().all()) and last.x_t.std() > 0.1
+
+
 def test_two_evaluations_a_step_at_levels_that_the_network_knows() -> None:
     asked = []
 

@@ -24,13 +24,14 @@ def encode(
     nothing, it is asked for level 1.
     """
     alpha_bar = denoiser.schedule.alpha_bar
-    signal, sigma = alpha_bar.sqrt().tolist(), ((1 - alpha_bar) / alpha_bar).sqrt().tolist()
+    signal, spread = alpha_bar.sqrt().tolist(), (1 - alpha_bar).sqrt().tolist()
     x_s = x0
     for s, t in pairwise(timesteps):
         x_t, level = x_s, max(s, 1)
         for _ in range(2):
             estimate, eps = denoiser(x_t, level, label)
-            x_t, level = signal[t] * (x_s / signal[s] + (sigma[t] - sigma[s]) * eps), t
+            ratio = signal[t] / signal[s]  # written so that it holds where nothing is left of the image at T
+            x_t, level = ratio * x_s + (spread[t] - ratio * spread[s]) * eps, t
         yield SampleStep(t, x_t, estimate)
         x_s = x_t
 
