@@ -102,6 +102,14 @@ def test_snapshots_cannot_start_half_way(photos, tiny, capsys):
     assert main(["train", str(photos), "--config", str(tiny), "--steps", "4", "--out", "s", "-q"]) == 0
     assert main(["train", "--resume", "s", "--steps", "8", "--set", "train.ema_snapshot_every=2"]) != 0
     assert "train.ema_snapshot_every" in capsys.readouterr().err
+    forced = ["train", "--resume", "s", "--steps", "8", "--set", "train.ema_snapshot_every=2", "--force", "-q"]
+    assert main(forced) == 0
+    assert names(Path("s")) == ["step-00000004.pt", "step-00000006.pt", "step-00000008.pt"]
+    first = checkpoint.load(Path("s/averages/step-00000004.pt"), averages._SNAPSHOT)["powers"]
+    for power in first:  # as if the weights had been these all along
+        assert all(torch.equal(power["net"][name], value) for name, value in load(Path("s"), 4)["net"].items())
+    assert main([*forced[:4], "10", "--set", "train.ema_snapshot_every=0", "--force", "-q"]) == 0
+    assert "powers" not in load(Path("s"), 10)
 
 
 def test_snapshots_past_the_step_gone_back_to_are_taken_again(photos, tiny, monkeypatch):

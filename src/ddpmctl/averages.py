@@ -53,8 +53,11 @@ def lengths(path: Path, content: Mapping[str, Any]) -> list[float]:
 def weights_of(length: float, path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], float]:
     """Weights averaged over ``length`` at the step of the checkpoint ``content`` from ``path``; and the error of the profile.
 
-    Raises :class:`ConfigError` for a run that takes no snapshots, :class:`CheckpointError` for those of another network.
+    Raises :class:`ConfigError` for a length that no average has, and for a run that takes no snapshots,
+    :class:`CheckpointError` for those of another network.
     """
+    if not 0 < length <= LONGEST:
+        raise ConfigError(f"--ema-length {length:g}: must be above 0, and at most {LONGEST}", "0.05 is short, 0.2 is long")
     if not content.get("powers"):
         raise ConfigError(
             f"--ema-length {length:g}: {path} was trained without snapshots of its averages",

@@ -132,6 +132,7 @@ class _Content(_Part):
     optimizer: _Optimizer
     data: _Data
     powers: list[_Power] = []
+    kid: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     scaler: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     rollbacks: Count = 0
     pardoned: Count = 0

@@ -59,7 +59,7 @@ def inspect_checkpoint(path: Path) -> Facts:
     return {
         "what": {"kind": "checkpoint", "path": str(path), "digest": content["digest"], "written by": f"ddpmctl {content['version']}",
                  "size": f"{path.stat().st_size / 2**20:.1f} MiB"},
-        "training": _progress(config, step, images),
+        "training": {**_progress(config, step, images), **({"KID": content["kid"]} if "kid" in content else {})},
         "images": {"shape (C, H, W)": [channels, height, width], "trained on": images, "classes": classes or "none"},
         "ema": {"decay": config.train.ema_decay, "warm-up": config.train.ema_warmup, "steps": ema.steps,
                 "decay now": round(ema.decay_now(), 6), "--ema-length": averages.lengths(path, content) or "no snapshots"},

@@ -18,7 +18,7 @@ FROZEN: dict[str, str] = {
     "diffusion": "the network has learned another process",
     "model": "the weights belong to another architecture",
     "train.batch_size": "the position in the data would be lost",
-    "train.ema_snapshot_every": "the averages go back to the first step",
+    "train.ema_snapshot_every": "the averages would not be of the whole run",
     "train.optimizer": "the optimiser's state belongs to another one",
 }
 """Keys and sections that a resumed run keeps, with the reason."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -70,9 +69,8 @@ class Run:
         self.validation = Validation(dataset, held, config.diffusion.loss) if len(held) else None
         self._watch = Watch(config.train.bad_steps, scaling=scaler.is_enabled())
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
-        train = config.train
-        n = min(train.evaluate_samples, len(dataset))
-        self.scoring = Scoring(dataset, n, self.grid.seed, self.device) if train.evaluate_every else None
+        n, every = config.train.evaluate_samples, config.train.evaluate_every
+        self.scoring = Scoring(dataset, n, self.grid.seed, self.device) if every else None
         self._window, self._begun = Window(), False
         self._kept, self._trying = Kept(), Attempts()
 
@@ -135,10 +133,9 @@ class Run:
                 result = yield from self.validate()
             if self._evaluation_is_due():
                 scored = yield from self.evaluate()
-            best = scored is not None and scored.kid < self._best_kid()
+            if scored and scored.kid < self.folder.best_kid():
+                yield from self._trying(self.folder.best_file, lambda: self._keep_as_best(scored.kid))
             yield from self._trying(self.folder.metrics.path, lambda: self._log(result, scored))
-            if best:
-                yield from self._trying(self.folder.best_file, self._keep_as_best)
         snapshot = self.folder.snapshot_file(self.state.step)
         if self._snapshot_is_due() and not there(snapshot):
             yield from self._trying(self.folder.averages, lambda: self._take(snapshot))
@@ -258,14 +255,9 @@ class Run:
         step, epoch = self.state.step, self.batches.epoch_of(self.state.step)
         self.folder.append_metrics(self._window.row(step, epoch, self.config.train.batch_size, result, scored))
 
-    def _best_kid(self) -> float:
-        """The lowest so far in the rows that count."""
-        rows = [*self.folder.metrics.read(), *self.folder.metrics.unwritten]
-        return min((float(str(row["kid"])) for row in rows if row.get("kid")), default=math.inf)
-
-    def _keep_as_best(self) -> None:
+    def _keep_as_best(self, kid: float) -> None:
         self.folder.ready()
-        checkpoint.save(self.folder.best_file, self._content(self._kept.planned))
+        checkpoint.save(self.folder.best_file, {**self._content(self._kept.planned), "kid": kid})
 
     def save(self) -> Path:
         """Write the checkpoint of this step.

@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -166,6 +167,15 @@ class RunFolder:
                 return file, content
             added = added or (file, content)
         return added
+
+    def best_kid(self) -> float:
+        """The KID of the best checkpoint so far, one that the run went back from included; infinite where there is none."""
+        if not there(self.best_file):
+            return math.inf
+        try:
+            return float(checkpoint.load(self.best_file).get("kid", math.inf))
+        except CheckpointError:
+            return math.inf
 
     def has_saved(self) -> bool:
         """Whether there ever was a checkpoint."""

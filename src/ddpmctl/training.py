@@ -80,8 +80,9 @@ class TrainState:
         """Take over a :meth:`state_dict`; raises ``RuntimeError`` or ``ValueError`` when it does not fit."""
         self.net.load_state_dict(state["net"], strict=True)
         self.ema.load_state_dict(state["ema"])
-        for power, kept in zip(self.powers, state.get("powers", []), strict=True):
-            power.load_state_dict({"net": kept["net"], "steps": state["step"]})
+        kept = {power["length"]: power["net"] for power in state.get("powers", [])}
+        for power in self.powers:  # one that was not taken before stands as if the weights had always been these
+            power.load_state_dict({"net": kept.get(power.length, state["net"]), "steps": state["step"]})
         # Moments are taken over, settings are not: those of this run hold.
         groups = [
             {**old, **{key: value for key, value in new.items() if key != "params"}}

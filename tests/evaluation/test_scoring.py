@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.core.noise import derive_seed
-from ddpmctl.errors import Exit
+from ddpmctl.errors import Exit, OutputError
 from ddpmctl.evaluation import scoring
 from ddpmctl.evaluation.distances import kid
 from ddpmctl.evaluation.features import extract
@@ -115,14 +116,40 @@ def test_a_stop_while_measuring_measures_again_on_resume(cheap, data, tiny, monk
     assert kids(Path("r")) == kids(whole)
 
 
-def test_what_a_run_goes_back_from_does_not_count_as_best(cheap, data, tiny, monkeypatch):
-    """A KID of the lost stretch is no row any more: a worse one after it is the best then."""
+def test_the_best_outlives_a_run_that_goes_back(cheap, data, tiny, monkeypatch, capsys):
+    """It is of the lost stretch, and no row tells of it any more: worse ones do not take its place."""
     scores = iter([0.5, 0.1, 0.4, 0.3])
     monkeypatch.setattr(scoring, "kid", lambda *a: (next(scores), 0.01))
     spoil_gradients(monkeypatch, lambda step, rollbacks: step > 6 and not rollbacks)
     run = train(data, tiny, "r", 9, "--set", "train.save_every=4", "--set", "train.bad_steps=2")
     assert kids(run) == {3: 0.5, 6: 0.4, 9: 0.3}
-    assert checkpoint.load(run / "checkpoints" / "best.pt")["step"] == 9
+    best = checkpoint.load(run / "checkpoints" / "best.pt")
+    assert (best["step"], best["rollbacks"], best["kid"]) == (6, 0, 0.1)
+    assert main(["inspect", str(run / "checkpoints" / "best.pt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"]["KID"] == 0.1
+
+
+def test_a_best_that_could_not_be_written_is_made_up_for(cheap, data, tiny, monkeypatch):
+    """A later one that beats only what is there takes the place."""
+    scores, save = iter([0.5, 0.1, 0.3]), checkpoint.save
+    monkeypatch.setattr(scoring, "kid", lambda *a: (next(scores), 0.01))
+
+    def full(path, content, *kind):
+        if content.get("kid") == 0.1:
+            raise OutputError(f"{path}: cannot be written: no space left", "free space")
+        return save(path, content, *kind)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    run = train(data, tiny, "r", 9)
+    assert kids(run) == {3: 0.5, 6: 0.1, 9: 0.3}
+    assert checkpoint.load(run / "checkpoints" / "best.pt")["kid"] == 0.3
+
+
+def test_too_few_images_to_compare_are_told_before_training(cheap, tmp_path, tiny, capsys):
+    few = write_images(tmp_path / "few", 4)
+    assert main(["train", str(few), "--config", str(tiny), "--out", "r", *EVERY_3]) != 0
+    assert "4 images are too few to compare" in " ".join(capsys.readouterr().err.split())
+    assert not Path("r").exists()
 
 
 def test_the_missing_extra_is_named_before_training(data, tiny, monkeypatch, capsys):

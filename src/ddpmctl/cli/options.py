@@ -44,12 +44,8 @@ def check_guidance(guidance: float) -> None:
 
 
 def check_ema_length(length: float | None, weights: str) -> None:
-    """Raise :class:`ConfigError` for a length that no average has, or that is not asked of averaged weights."""
-    if length is None:
-        return
-    if not 0 < length <= 0.28:  # core.power.LONGEST, which would load torch
-        raise ConfigError(f"--ema-length {length:g}: must be above 0, and at most 0.28", "0.05 is short, 0.2 is long")
-    if weights != "ema":
+    """Raise :class:`ConfigError` for a length of weights that are not averaged."""
+    if length is not None and weights != "ema":
         raise ConfigError(f"--ema-length {length:g}: {weights} weights are not averaged", "leave --weights out")
 
 
@@ -61,7 +57,11 @@ def weights_text(weights: str, step: int, length: float | None) -> str:
 
 def tell_ema(error: float, length: float | None) -> None:
     """Warn where an average is not quite of the length asked for."""
-    if length is not None and error > 0.1:
+    if length is None:
+        return
+    from ddpmctl.averages import FAIR
+
+    if error > FAIR:
         console.warn(f"the run's snapshots give an average of length {length:g} only roughly ({error:.0%} off): "
                      "`ddpmctl inspect` names those that it can have")  # fmt: skip
 

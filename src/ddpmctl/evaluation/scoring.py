@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.data.dataset import ImageDataset
-from ddpmctl.evaluation.distances import kid
+from ddpmctl.evaluation.distances import check_enough, kid
 from ddpmctl.evaluation.features import extract, load_features
 from ddpmctl.evaluation.sets import chosen
 from ddpmctl.events import Busy
@@ -20,7 +20,6 @@ from ddpmctl.preview import Preview
 FEATURES = "efficientnet-lite0"
 """What needs nothing but its package."""
 
-FEWEST = 20
 _BATCH = 64
 
 
@@ -33,13 +32,15 @@ class Scored(NamedTuple):
 
 
 class Scoring:
-    """Compares ``n`` samples, the first of which the grid shows, with ``n`` images of ``dataset``, always the same ones.
+    """Compares ``n`` samples, the first of which the grid shows, with as many images of ``dataset``, always the same ones.
 
-    Raises :class:`ConfigError` where the extra ``metrics`` is missing.
+    ``n`` is cut to how many of those there are. Raises :class:`ConfigError` where the extra ``metrics`` is missing,
+    :class:`DataError` for too few images.
     """
 
     def __init__(self, dataset: ImageDataset, n: int, seed: int, device: torch.device) -> None:
-        self.dataset, self.n, self.seed, self.device = dataset, n, seed, device
+        self.dataset, self.n, self.seed, self.device = dataset, min(n, len(dataset)), seed, device
+        check_enough(self.n)
         self.net = load_features(FEATURES, device)
         self._real: Tensor | None = None
 
@@ -54,8 +55,7 @@ class Scoring:
                 samples[images.start : images.stop] = to_uint8(state.x_t).cpu()
                 yield Busy("samples", images.stop, self.n)
         found = yield from self._features(samples, "features of samples")
-        fewest = min(len(found), len(self._real))
-        return Scored(*kid(found.double(), self._real.double(), fewest // 2, self.seed), self.n)
+        return Scored(*kid(found.double(), self._real.double(), self.n // 2, self.seed), self.n)
 
     def _features(self, images: Tensor, what: str) -> Generator[Busy, None, Tensor]:
         parts = []
