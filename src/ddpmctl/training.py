@@ -228,6 +228,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     by_device: dict[torch.device, list[Tensor]] = {}  # the step counts of optimisers stay on the CPU
     for tensor in floats:
         by_device.setdefault(tensor.device, []).append(tensor)
+    # The sum of squares is seven times as fast as the maximum, and as good, unless it overflows itself.
     return all(
-        bool(torch.stack(torch._foreach_norm(group, ord=math.inf)).isfinite().all()) for group in by_device.values()
+        any(bool(torch.stack(torch._foreach_norm(group, ord=order)).isfinite().all()) for order in (2, math.inf))
+        for group in by_device.values()
     )

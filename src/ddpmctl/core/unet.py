@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpmctl.core.fast import Dropout, GroupNorm, attend
+
 NORMS: dict[str, Callable[[int, int], nn.Module]] = {
-    "group": lambda channels, groups: nn.GroupNorm(groups, channels),
+    "group": lambda channels, groups: GroupNorm(groups, channels),
     "batch": lambda channels, groups: nn.BatchNorm2d(channels),
     "instance": lambda channels, groups: nn.InstanceNorm2d(channels, affine=True),
     "none": lambda channels, groups: nn.Identity(),
@@ -58,8 +60,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
-        q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=-1))
-        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        mixed = attend(*qkv.chunk(3, dim=-1))
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, c, h, w))
         return x + out
 
@@ -86,7 +87,7 @@ class ResidualBlock(nn.Module):
         self.time_bias = nn.Linear(time_width, out_channels) if time_width else None
         self.class_bias = nn.Embedding(num_classes, out_channels) if num_classes else None
         self.norm_2 = norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         self.attention = Attention(out_channels, norm) if attention else nn.Identity()
