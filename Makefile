@@ -5,7 +5,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types unit test-slow soak quality clean
+.PHONY: help demo test lint types unit test-slow soak quality bench clean
 
 help:
 	@echo "make demo       set up, train on examples/fashion.zip for a few minutes, draw new images: demo.png"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the long tests too"
 	@echo "make soak       100 kills and much fuzzing, see docs/reliability.md: about an hour"
 	@echo "make quality    the tables of benchmarks/quality.py: make quality TRAIN=images.zip HELDOUT=others.zip; hours"
+	@echo "make bench      speed and memory beside other tools: benchmarks/RESULTS.md; about half an hour on an idle machine"
 	@echo "make clean      remove the environment and the demo"
 
 $(READY): pyproject.toml
@@ -53,6 +54,10 @@ soak: $(READY)
 quality: $(READY)
 	@test -n "$(TRAIN)" -a -n "$(HELDOUT)" || { echo "give two folders or zips of images: make quality TRAIN=... HELDOUT=..."; exit 2; }
 	$(BIN)/python benchmarks/quality.py "$(TRAIN)" "$(HELDOUT)" $(QUALITY_FLAGS)
+
+bench: $(READY)
+	$(BIN)/python -m pip install -q -e '.[dev,bench]'
+	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md $(BENCH_FLAGS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) demo.png

@@ -13,7 +13,7 @@ import ddpmctl
 
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
-    ("__init__", "errors", "rows", "files", "magic", "parsing", "memory"),
+    ("__init__", "errors", "rows", "files", "magic", "parsing", "memory", "process"),
     ("config", "runfile", "resume", "plans"),
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),

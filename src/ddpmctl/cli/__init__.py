@@ -13,6 +13,7 @@ from types import FrameType
 
 import typer
 
+from ddpmctl import process
 from ddpmctl.cli import console
 from ddpmctl.cli.app import app
 from ddpmctl.errors import DdpmctlError, Exit
@@ -29,11 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--debug`` shows the traceback of a user's error too; a bug always shows its own.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        # How long a thread that waits for others keeps its core (read when torch is loaded). With the library's own
-        # choice one busy neighbour slows training on two cores 29 times; with this one 9 times, and it costs 7 %
-        # on an idle machine. Giving the core up at once (PASSIVE): 4 times, but 60 % on an idle machine.
-        os.environ["GOMP_SPINCOUNT"] = "10000"
+    process.tune()
     with console.outlets():
         try:
             with _signals_raised():

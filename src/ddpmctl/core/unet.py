@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpmctl.core.fast import Dropout, GroupNorm, attend
+from ddpmctl.core.fast import Dropout, GroupNorm, activated, attend
 
 NORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "group": lambda channels, groups: GroupNorm(groups, channels),
@@ -93,12 +93,12 @@ class ResidualBlock(nn.Module):
         self.attention = Attention(out_channels, norm) if attention else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None, label: Tensor | None) -> Tensor:
-        h = self.conv_1(self.activation(self.norm_1(x)))
+        h = self.conv_1(activated(self.norm_1, self.activation, x))
         if self.time_bias is not None:
             h = h + self.time_bias(time)[:, :, None, None]
         if self.class_bias is not None:
             h = h + self.class_bias(label)[:, :, None, None]
-        h = self.conv_2(self.dropout(self.activation(self.norm_2(h))))
+        h = self.conv_2(self.dropout(activated(self.norm_2, self.activation, h)))
         out: Tensor = self.attention(h + self.skip(x))
         return out
 
@@ -218,5 +218,5 @@ class UNet(nn.Module):
             h = module(h, time, label)
         for module in self.up:
             h = module(h) if isinstance(module, Upsample) else module(torch.cat([h, skips.pop()], 1), time, label)
-        out: Tensor = F.pixel_shuffle(self.conv_out(self.activation(self.norm_out(h))), self.patch)
+        out: Tensor = F.pixel_shuffle(self.conv_out(activated(self.norm_out, self.activation, h)), self.patch)
         return out[..., self.padding : -self.padding, self.padding : -self.padding] if self.padding else out
