@@ -218,23 +218,35 @@ def machine() -> str:
             f"{', '.join(versions)}. GPU: {gpu}.\n")  # fmt: skip
 
 
-def text_of(scale: Scale, only: list[str]) -> Iterator[str]:
-    """The page, part by part as it is measured."""
-    yield f"# Speed and memory\n\n{__doc__.strip()}\n\n{machine()}"
+def measured(scale: Scale, only: list[str]) -> Iterator[tuple[str, str]]:
+    """(title, text) of each table, as it is measured."""
     for name in only:
         title, part = TABLES[name]
-        start = time.perf_counter()
         print(f"== {title}", file=sys.stderr, flush=True)
-        yield f"\n## {title}\n\n{part(scale)}"
+        start = time.perf_counter()
+        yield title, part(scale)
         print(f"   {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    yield "\n" + (HERE / "TRIED.md").read_text()
+
+
+def page(sections: dict[str, str]) -> str:
+    """The whole page, sections in the order of :data:`TABLES`."""
+    text = f"# Speed and memory\n\n{__doc__.strip()}\n\n{machine()}"
+    for title, _ in TABLES.values():
+        text += f"\n## {title}\n\n{sections[title].strip()}\n" if title in sections else ""
+    return text + "\n" + (HERE / "TRIED.md").read_text()
+
+
+def sections_of(file: Path | None) -> dict[str, str]:
+    """Those of an earlier page, which stay unless they are measured again."""
+    parts = file.read_text().split("\n## ")[1:] if file and file.exists() else []
+    return {title: text for title, _, text in (part.partition("\n") for part in parts)}
 
 
 def main() -> None:
     """Measure, print, and write the page where ``--out`` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="little of everything")
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="these tables")
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="these tables; others in --out stay as they are")
     parser.add_argument("--device", help="cpu, cuda, cuda:N  [default: cuda where there is one]")
     parser.add_argument("--out", type=Path, help="file to write, such as benchmarks/RESULTS.md")
     given = parser.parse_args()
@@ -244,12 +256,12 @@ def main() -> None:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scale = SMALL if given.small else Scale()
     scale = scale._replace(paper=scale.paper._replace(device=device))
-    page = ""
-    for part in text_of(scale, given.only):
-        page += part
-        print(part, flush=True)
+    sections = sections_of(given.out)
+    for title, text in measured(scale, given.only):
+        print(f"## {title}\n\n{text}", flush=True)
+        sections[title] = text
         if given.out:
-            given.out.write_text(page)
+            given.out.write_text(page(sections))
 
 
 if __name__ == "__main__":
