@@ -276,6 +276,19 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
             f"{place('model.norm_groups')}: {model.norm_groups} does not divide the channels {widths}",
             f"set model.norm_groups to a divisor of all of them, such as {math.gcd(model.norm_groups, *widths)}",
         )
+    if model.base_channels / 2 <= model.time_shift:
+        raise ConfigError(
+            f"{place('model.time_shift')}: {model.time_shift:g} leaves no frequency of {model.base_channels} base channels",
+            "give less than half of model.base_channels",
+        )
+    attended = [(level, widths[level + 1]) for level in sorted(set(model.attention_levels))]
+    attended += [(levels - 1, widths[-1])] if model.middle_attention else []
+    if model.head_channels != "all" and any(width % model.head_channels for _, width in attended):
+        level, width = next(pair for pair in attended if pair[1] % int(model.head_channels))
+        raise ConfigError(
+            f"{place('model.head_channels')}: {model.head_channels} does not divide the {width} channels of level {level}",
+            f"give a divisor, such as {math.gcd(int(model.head_channels), *(w for _, w in attended))}, or all",
+        )
     if train.grad_accum > train.batch_size:
         raise ConfigError(
             f"{place('train.grad_accum')}: {train.grad_accum} parts of a batch of {train.batch_size}",

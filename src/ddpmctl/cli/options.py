@@ -55,6 +55,12 @@ def weights_text(weights: str, step: int, length: float | None) -> str:
     return f"{weights} weights of step {step:,}{averaged}"
 
 
+def tell_notes(notes: tuple[str, ...]) -> None:
+    """What is to be said of a checkpoint of another tool."""
+    for text in notes:
+        console.note(text)
+
+
 def tell_ema(error: float, length: float | None) -> None:
     """Warn where an average is not quite of the length asked for."""
     if length is None:

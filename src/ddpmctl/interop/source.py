@@ -1,0 +1,80 @@
+"""What stands at a path, looked at once however many formats ask, and never run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ddpmctl import checkpoint
+from ddpmctl.errors import CheckpointError
+from ddpmctl.magic import PICKLE, SAFETENSORS, TORCH, is_pipeline, what_is
+
+_LARGEST_JSON = 1 << 24
+"""Bytes; a scheduler may hold 100,000 trained betas."""
+
+
+class Source:
+    """A file or folder that may be a checkpoint. Its properties raise :class:`CheckpointError` where it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def kind(self) -> str:
+        """``"a diffusers folder"``, or what :func:`ddpmctl.magic.what_is` says of a file; ``""`` for all else."""
+        if is_pipeline(self.path):
+            return "a diffusers folder"
+        try:
+            return what_is(self.path) if self.path.is_file() else ""
+        except OSError:
+            return ""  # the reader of our own checkpoints says what is wrong
+
+    @cached_property
+    def torch(self) -> Any:
+        """What a file of PyTorch holds, as data only; None for a file of another kind."""
+        return checkpoint.read(self.path) if self.kind in (TORCH, PICKLE) else None
+
+    @cached_property
+    def metadata(self) -> dict[str, str] | None:
+        """The metadata of a safetensors file; None for a file of another kind."""
+        return read_safetensors(self.path, tensors=False)[1] if self.kind == SAFETENSORS else None
+
+
+def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, unless not wanted, and metadata of a safetensors file. Raises :class:`CheckpointError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 - no mapping
+            return found, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or cut short: it does not read back", "bring it back from a copy") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file. Raises :class:`CheckpointError`."""
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError("too large")
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", "bring it back from a copy") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON", "bring it back from a copy") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: not a JSON object", "bring it back from a copy")
+    return found
+
+
+def is_state(content: object) -> bool:
+    """Whether ``content`` is a state_dict: names and tensors, some of them."""
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
