@@ -201,6 +201,9 @@ class TrainConfig(Section):
     beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first decay")
     beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.999, description="Adam's second decay")
     weight_decay: Rate = Field(0.0, description="weight decay")
+    init_from: Place | None = Field(
+        None, description="checkpoint or run folder, of other tools too, whose weights a new run starts with; --init-from"
+    )
     lr_schedule: LrSchedule = Field(
         "constant", description="constant | linear | cosine | cosine_flat | geometric (the last two end at lr x 0.01)"
     )

@@ -61,6 +61,8 @@ def inspect_checkpoint(path: Path) -> Facts:
     net = empty_net(content, config, path)
     ema = build_ema(config, net)
     ema.steps = content["ema"]["steps"]
+    averaged = {"decay": config.train.ema_decay, "warm-up": config.train.ema_warmup, "steps": ema.steps,
+                "decay now": round(ema.decay_now(), 6), "--ema-length": averages.lengths(path, content) or "no snapshots"}  # fmt: skip
     return {
         "what": {"kind": "checkpoint", "path": str(path), "format": loaded.format, "digest": content["digest"],
                  "written by": f"ddpmctl {content['version']}" if loaded.format in ("ddpmctl", "safetensors") else loaded.format,
@@ -69,8 +71,7 @@ def inspect_checkpoint(path: Path) -> Facts:
         **({"converted": {**content["source"], "optimiser": "none: --init-from starts a run with it"}} if content.get("source") else {}),
         "training": {**_progress(config, step, images), **({"KID": content["kid"]} if "kid" in content else {})},
         "images": {"shape (C, H, W)": [channels, height, width], "trained on": images or "not known", "classes": classes or "none"},
-        "ema": {"decay": config.train.ema_decay, "warm-up": config.train.ema_warmup, "steps": ema.steps,
-                "decay now": round(ema.decay_now(), 6), "--ema-length": averages.lengths(path, content) or "no snapshots"},
+        **({"ema": averaged} if ema.steps else {}),
         **_network(config, net, (channels, height, width)),
         "config": config.to_dict(),
     }  # fmt: skip

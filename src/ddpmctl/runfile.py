@@ -27,7 +27,7 @@ _LARGEST = 1 << 20
 _TAG = "tag:yaml.org,2002:"
 _NULL = _TAG + "null"
 _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, OverflowError)
-_NAMES = ("data.path",)
+_NAMES = ("data.path", "train.init_from")
 _VALUES = "a value is a word, a number or a flat list"
 _ADVICE = "`ddpmctl inspect --defaults` prints every key with its meaning"
 
