@@ -49,7 +49,7 @@ def settings(loaded: Loaded, path: Path, layers: Sequence[Layer]) -> RunConfig:
     """
     theirs = config_of(loaded.content, path)
     known = config_layer(theirs.to_dict(), str(path))
-    below = {key: known.values[key] for key in (*KEPT, "data.size")}
+    below = {key: known.values[key] for key in (*KEPT, "model.dropout", "data.size")}
     channels, height, width = loaded.content["image_shape"]
     below |= {"data.channels": channels, "data.size": f"{height}x{width}"}
     ours = resolve(Layer(below, known.origins), *layers)

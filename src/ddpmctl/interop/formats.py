@@ -39,9 +39,10 @@ FORMATS: dict[str, Format] = {
     "ddpmctl": Format("a checkpoint of ddpmctl", read_ours, checkpoint.save, ".pt"),
     "diffusers": Format("the folder of a DDPMPipeline", diffusers.read, diffusers.write, ""),
     "safetensors": Format("a safetensors file of ddpmctl", safetensors.read, safetensors.write, ".safetensors"),
-    "predecessor": Format("a .pth of the predecessor", predecessor.read),
     "denoising-diffusion-pytorch": Format("a model-N.pt", lucidrains.read),
+    "predecessor": Format("a .pth of the predecessor", predecessor.read),
 }
+"""Asked in this order which of them a file is: a state_dict of the fourth has some names of the fifth."""
 
 NOTHING_GIVEN = Layer({})
 

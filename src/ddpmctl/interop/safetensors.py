@@ -60,7 +60,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     if not _equal(ema, net):
         tensors |= {f"net.{name}": value for name, value in net.items()}
     told = {key: value for key, value in whole.items() if key not in ("net", "ema")}
-    metadata = {"format": "pt", _KEY: json.dumps({**told, "ema steps": whole["ema"]["steps"]})}
+    metadata = {_KEY: json.dumps({**told, "ema steps": whole["ema"]["steps"]})}  # of several their order would vary
     with output_errors(path), replacing(path, check=lambda _: None) as file:
         file.write(tensors_as_bytes(tensors, metadata))
 

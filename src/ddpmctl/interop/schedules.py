@@ -17,10 +17,10 @@ def named(betas: Tensor) -> tuple[str, bool] | None:
         theirs = NoiseSchedule(betas, max_beta=1.0)
     except ValueError:
         return None
+    zero_snr = bool(theirs.alpha_bar[-1] == 0)
     for name in SCHEDULES:
-        for zero_snr in (False, True):
-            if same(NoiseSchedule.named(name, theirs.timesteps, zero_snr=zero_snr), theirs):
-                return name, zero_snr
+        if same(NoiseSchedule.named(name, theirs.timesteps, zero_snr=zero_snr), theirs):
+            return name, zero_snr
     return None
 
 
