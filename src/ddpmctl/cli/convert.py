@@ -51,9 +51,10 @@ def convert(
         loaded = load(file, given)
     empty_net(loaded.content, config_of(loaded.content, file), file)
     tell_notes(loaded.notes)
-    if not all(bool(value.isfinite().all()) for value in loaded.content["ema"]["net"].values()):
+    kept = weights_only(loaded.content, file, weights)
+    if not all(bool(value.isfinite().all()) for value in (*kept["net"].values(), *kept["ema"]["net"].values())):
         raise CheckpointError(f"{file}: some of its weights are no numbers", "use another checkpoint")
-    write(dst, weights_only(loaded.content, file, weights), name)
+    write(dst, kept, name)
     _, height, width = loaded.content["image_shape"]
     parameters = sum(value.numel() for value in loaded.content["net"].values())
     console.note(f"{loaded.format} -> {name}: {parameters:,} numbers, images of {height}x{width}")

@@ -48,7 +48,7 @@ class Settings:
     def settle(self, given: Layer, path: Path) -> RunConfig:
         """The configuration. Raises :class:`CheckpointError` for one that we cannot have, :class:`ConfigError` for the user's."""
         for key, value in given.values.items():
-            if key in self.says and str(self.says[key]) != str(value):
+            if key in self.says and _shown(self.says[key]) != _shown(value):
                 raise ConfigError(
                     f"{given.origins.get(key, key)}: {path} says that itself: {_shown(self.says[key])}", "leave it out"
                 )

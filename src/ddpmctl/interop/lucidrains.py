@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ddpmctl.errors import CheckpointError
 from ddpmctl.interop.imported import Loaded
 from ddpmctl.interop.source import Source, is_state
 from ddpmctl.runfile import Layer
 
 _PECULIAR = (
-    ("init_conv.weight", "a first convolution of 7x7"),
-    (".block1.proj.weight", "norms after the convolution"),
-    (".mlp.1.weight", "scale and shift by the time"),
-    (".mem_kv", "attention with memory"),
-    (".norm.g", "RMS norms"),
+    ("init_conv.weight", (7, 7), "a first convolution of 7x7"),
+    (".block1.proj.weight", (3, 3), "norms after the convolution"),
+    (".mlp.1.weight", (), "scale and shift by the time"),
+    (".mem_kv", None, "attention with memory"),
+    (".norm.g", None, "RMS norms"),
 )
-"""What its tensors' names tell, and what our network does not have."""
+"""End of a tensor's name, its kernel (None: any), and what our network does not have where there is one."""
 
 
 def read(source: Source, given: Layer) -> Loaded | None:
@@ -29,14 +31,18 @@ def read(source: Source, given: Layer) -> Loaded | None:
     state = _network(source.torch)
     if not any(name.endswith(".block1.proj.weight") for name in state):
         return None
-    has = [what for name, what in _PECULIAR if any(key.endswith(name) for key in state)]
+    has = [what for name, sides, what in _PECULIAR if _has(state, name, sides)]
     raise CheckpointError(
         f"{source.path}: the network of denoising-diffusion-pytorch, which ddpmctl cannot have: {', '.join(has)}",
         "sample it with that package, or train one anew: ddpmctl train PHOTOS/",
     )
 
 
-def _network(content: Any) -> Mapping[str, Any]:
+def _has(state: Mapping[str, Tensor], name: str, kernel: tuple[int, ...] | None) -> bool:
+    return any(key.endswith(name) and kernel in (None, tuple(value.shape[2:])) for key, value in state.items())
+
+
+def _network(content: Any) -> Mapping[str, Tensor]:
     """The state_dict in what its ``Trainer`` saves, or ``content`` itself; empty for all else."""
     inner = content["model"] if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping) else content
     return inner if is_state(inner) else {}

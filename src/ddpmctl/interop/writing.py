@@ -1,4 +1,4 @@
-"""Writing what other tools read: under the final name there is always all of it, or what was there before."""
+"""Writing what other tools read: under the final name there is all of it, or what was there before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def tensors_as_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """A folder ``path`` of ``files``, by their names within it, in place of one that holds no others.
 
-    It is made beside it, flushed to disk, and renamed when it is whole. Raises :class:`OutputError`.
+    It is made beside it, flushed to disk, and renamed when it is whole: a power cut between that and the renaming of what
+    was there leaves both, under temporary names. Raises :class:`OutputError`.
     """
     with output_errors(path):
         check_replaceable(path, files)
@@ -39,14 +40,15 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
                 path.rename(old)
             try:
                 new.rename(path)
-            except OSError:
+            except BaseException:
                 if old.exists():
                     old.rename(path)
                 raise
             sync_folder(path.parent)
-        finally:
-            for left in (new, old):
-                shutil.rmtree(left, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def check_replaceable(path: Path, ours: Mapping[str, object]) -> None:
