@@ -47,7 +47,7 @@ def ours(model: Model, variance: str | None) -> Tensor:
 
 
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "as google's": ("google", {"num_train_timesteps": 1000, "variance_type": "fixed_large"}, "beta", "clip"),
+    "as google's": ("google", {"num_train_timesteps": 200, "beta_start": 5e-4, "beta_end": 0.1, "variance_type": "fixed_large"}, "beta", "clip"),
     "as the example trains": (
         "example", {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2}, "posterior", "clip",
     ),

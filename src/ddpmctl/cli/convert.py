@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, check_choices, choices, complete, reading, switch, tell_notes
+from ddpmctl.cli.options import Debug, Quiet, check_choices, complete, reading, switch, tell_notes
 from ddpmctl.parsing import parse_size, size_text
 
 
 def convert(
     src: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint or run folder of ddpmctl; folder of a diffusers DDPMPipeline; .safetensors of ddpmctl; .pth of the predecessor.")],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="x.pt: of ddpmctl; x.safetensors: with the configuration embedded; folder/: of a diffusers DDPMPipeline.")],
-    to: Annotated[str | None, typer.Option("--to", metavar=choices("interop.formats", "FORMATS"), help="Format of DST.  [default: by its ending]", autocompletion=complete("interop.formats", "FORMATS"))] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="ddpmctl, diffusers or safetensors.  [default: by the ending of DST]", autocompletion=complete("interop.formats", "FORMATS"))] = None,
     size: Annotated[Any, typer.Option(metavar="SIZE", help="Of the images, where SRC does not say it: 64, or 48x64 (height x width).", parser=reading(parse_size))] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="What else SRC does not say, such as model.norm_groups and model.time_scale of a .pth; repeatable.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="ema|raw", help="Keep averaged or last weights only.  [default: both; ema in a diffusers folder, which has one set]")] = None,
@@ -42,7 +43,7 @@ def convert(
     name = format_for(dst, to)
     _check_place(dst, overwrite=overwrite, folder=FORMATS[name].ending == "")
     file = checkpoint_in(src)
-    if dst.exists() and dst.resolve() == file.resolve():
+    if os.path.realpath(dst) == os.path.realpath(file):  # not resolve(), which fails on a link to itself
         raise ConfigError(f"{dst}: is SRC itself", "choose another name")
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.sampling import config_of, empty_net

@@ -46,7 +46,7 @@ def read(source: Source, given: Layer) -> Loaded | None:
     others = [str(name) for name in kinds if name not in ("unet", "scheduler") and not str(name).startswith("_")]
     if others:
         raise CheckpointError(
-            f"{index_file}: {', '.join(others)}: a pipeline of more than a network and a scheduler", "use diffusers for it"
+            f"{index_file}: {', '.join(others)[:100]}: a pipeline of more than a network and a scheduler", "use diffusers for it"
         )
     config_file = _one_of(path, "unet/config.json", "config.json")
     settings = Settings()
@@ -75,7 +75,7 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         if cut:
             advice = "its weights are in several files: save it again with a larger max_shard_size"
         raise CheckpointError(f"{folder / _WEIGHTS[0]}: missing", advice)
-    state: Any = read_safetensors(file)[0] if file.suffix == ".safetensors" else checkpoint.read(file)
+    state: Any = read_safetensors(file) if file.suffix == ".safetensors" else checkpoint.read(file)
     if not is_state(state):
         raise CheckpointError(f"{file}: holds no weights by name", "bring it back from a copy")
     return file, renewed(state)

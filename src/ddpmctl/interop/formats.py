@@ -59,8 +59,10 @@ def load(path: Path, given: Layer = NOTHING_GIVEN) -> Loaded:
         if loaded is not None:
             break
     else:
-        content = source.torch if source.kind else None
-        loaded = Loaded("ddpmctl", checkpoint.checked(path, content) if content is not None else checkpoint.load(path))
+        if source.torch is not None:
+            problem = f"{path}: not a ddpmctl checkpoint, and of no other tool that it knows"
+            raise CheckpointError(problem, "give a run folder, or what `ddpmctl convert --help` names")
+        loaded = Loaded("ddpmctl", checkpoint.load(path))  # raises, and says what the file is instead
     for key in given.values:
         if loaded.format in ("ddpmctl", "safetensors"):
             raise ConfigError(f"{given.origins.get(key, key)}: {path} says that itself", "leave it out")

@@ -127,7 +127,7 @@ def fit(
 ) -> dict[str, Tensor]:
     """``state`` under our names, in our shapes and of float32. Raises :class:`CheckpointError` with all that does not fit."""
     used = {their for ours in shapes for their in names[ours]}
-    misfits = [f"{prefix}{name} (not known)" for name in state if name not in used]
+    misfits = [f"{prefix}{name} (not known)" for name in sorted(state) if name not in used]
     for ours, shape in shapes.items():
         part = _part(shape, len(names[ours]))
         for name in names[ours]:
@@ -137,7 +137,7 @@ def fit(
                 misfits.append(f"{prefix}{name} ({_sides(state[name].shape)}, not {_sides(part)})")
     if misfits:
         more = f" and {len(misfits) - _LONGEST_LIST} more" if len(misfits) > _LONGEST_LIST else ""
-        listed = ", ".join(misfits[:_LONGEST_LIST]) + more
+        listed = ", ".join(misfit[:200] for misfit in misfits[:_LONGEST_LIST]) + more
         raise CheckpointError(f"{file}: {len(misfits)} of its tensors do not fit: {listed}", _OTHER)
     fitted = {}
     for ours, shape in shapes.items():

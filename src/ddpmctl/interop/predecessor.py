@@ -45,7 +45,7 @@ def read(source: Source, given: Layer) -> Loaded | None:
     ema = {name.removeprefix(_EMA): value for name, value in state.items() if name.startswith(_EMA)}
     strange = [name for name in state if not name.startswith((_RAW, _EMA)) and name not in _TABLES]
     if strange:
-        raise _no(path, f"{', '.join(strange[:8])}: not known of the predecessor")
+        raise _no(path, f"{', '.join(strange[:8])[:400]}: not known of the predecessor")
     settings = Settings()
     classes = _network(path, raw, settings)
     _process(path, state["betas"], settings)

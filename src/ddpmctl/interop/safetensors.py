@@ -40,7 +40,7 @@ def read(source: Source, given: Layer) -> Loaded | None:
             "if diffusers wrote it, give the folder with model_index.json instead",
         )
     damaged = checkpoint.DamagedError(path, "damaged: its content does not match its digest")
-    tensors, _ = read_safetensors(path)
+    tensors = read_safetensors(path)
     try:
         told = json.loads(metadata[_KEY])
         digest, ema_steps = told.pop("digest"), told.pop("ema steps")

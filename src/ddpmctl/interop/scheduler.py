@@ -43,8 +43,8 @@ def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two
     if theirs["_class_name"] not in _CLASSES:
         raise _no(file, theirs, "_class_name", f"is none of {', '.join(_CLASSES[:3])} and their like")
     kind = theirs.get("prediction_type") or ("epsilon" if theirs.get("predict_epsilon", True) else "sample")
-    if kind not in _PREDICTIONS:
-        raise CheckpointError(f"{file}: prediction_type: {kind} is none of {', '.join(_PREDICTIONS)}", "use diffusers for it")
+    if not isinstance(kind, str) or kind not in _PREDICTIONS:
+        raise CheckpointError(f"{file}: prediction_type: {str(kind)[:100]} is none of {', '.join(_PREDICTIONS)}", "use diffusers for it")
     variance = _VARIANCES.get(str(theirs["variance_type"]))
     if variance is None or two_halves != (variance == "learned"):
         raise _no(file, theirs, "variance_type", f"does not go with a network of {'two halves' if two_halves else 'one half'}")

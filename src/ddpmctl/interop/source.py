@@ -8,15 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ddpmctl import checkpoint
 from ddpmctl.errors import CheckpointError
 from ddpmctl.magic import PICKLE, SAFETENSORS, TORCH, is_pipeline, what_is
+from ddpmctl.memory import out_of_memory
 
 _LARGEST_JSON = 1 << 24
 """Bytes; a scheduler may hold 100,000 trained betas."""
+
+_LARGEST_HEADER = 100_000_000
+"""Bytes, as safetensors has it."""
 
 
 class Source:
@@ -43,17 +48,36 @@ class Source:
     @cached_property
     def metadata(self) -> dict[str, str] | None:
         """The metadata of a safetensors file; None for a file of another kind."""
-        return read_safetensors(self.path, tensors=False)[1] if self.kind == SAFETENSORS else None
+        return metadata_of(self.path) if self.kind == SAFETENSORS else None
 
 
-def read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, unless not wanted, and metadata of a safetensors file. Raises :class:`CheckpointError`."""
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises :class:`CheckpointError`."""
     try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 - no mapping
-            return found, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged or cut short: it does not read back", "bring it back from a copy") from error
+        # Not safe_open, whose tensors are the file itself: a disk that fails, or a file that is cut, would end the process.
+        return safetensors.torch.load(path.read_bytes())
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        if out_of_memory(error):
+            raise
+        raise _damaged(path) from error
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises :class:`CheckpointError`."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= _LARGEST_HEADER else None
+        found = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path) from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _damaged(path)
+    return found
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged or cut short: it does not read back", "bring it back from a copy")
 
 
 def read_json(path: Path) -> dict[str, Any]:
