@@ -80,6 +80,15 @@ def test_what_it_does_not_say_can_be_given(numbers: dict[str, Tensor]) -> None:
         formats.load(PTH, flag_layer({}, ["model.nrm=5"]))
 
 
+def test_a_size_that_does_not_fit_what_was_assumed_says_how_to_give_another(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({"model": {"base_channels": 32, "channel_mults": [1] * 8, "num_res_blocks": 1, "attention_levels": []}})
+    written(tmp_path / "old.pth", config)
+    with pytest.raises(CheckpointError, match="64 pixels do not halve evenly 7 times") as caught:
+        formats.load(tmp_path / "old.pth")
+    assert "ddpmctl convert" in caught.value.advice and "--size 128" in caught.value.advice
+    assert formats.load(tmp_path / "old.pth", flag_layer({"data.size": 128})).content["image_shape"] == [3, 128, 128]
+
+
 def as_there(net: UNet) -> dict[str, Tensor]:
     """The weights of ``net`` under the predecessor's names, written down from its description."""
     found = {}

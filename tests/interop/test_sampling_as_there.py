@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from pipelines import DDPMPipeline, network, pipeline, saved
 from torch import Tensor
 
@@ -106,15 +106,19 @@ def test_a_pipeline_steps_over_levels_as_we_do(tmp_path: Path) -> None:
     assert ((last.x_t / 2 + 0.5).clamp(0, 1) - there).abs().max() < TOLERANCE
 
 
-def test_a_ddim_pipeline_is_read_too(tmp_path: Path) -> None:
-    """It differs in the scheduler, which trains the same process."""
-    net = network("google")
-    pipe = pipeline(net)
-    pipe.register_modules(scheduler=DDIMScheduler())
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [("DDIMScheduler", "--sampler ddim --threshold clip"), ("DPMSolverMultistepScheduler", "--sampler dpm++ --threshold none"),
+     ("UniPCMultistepScheduler", "--sampler unipc --threshold none"), ("PNDMScheduler", None)],
+)  # fmt: skip
+def test_pipelines_of_other_schedulers_are_read_too(tmp_path: Path, kind: str, flags: str | None) -> None:
+    """They differ in how they sample, not in the process."""
+    pipe = pipeline(network("google"))
+    pipe.register_modules(scheduler=getattr(diffusers, kind)(beta_schedule="squaredcos_cap_v2"))
     pipe.save_pretrained(tmp_path / "pipe")
     model = load_model(tmp_path / "pipe", "cpu")
-    assert model.notes == ("as its own pipeline samples: --sampler ddim --threshold clip",)
-    assert model.config.diffusion.schedule == "linear"
+    assert model.notes == ((f"as its own pipeline samples: {flags}",) if flags else ())
+    assert model.config.diffusion.schedule == "cosine"
 
 
 def test_the_command_draws_what_the_pipeline_draws(tmp_path: Path, same_noise: None) -> None:

@@ -56,7 +56,8 @@ def read(source: Source, given: Layer) -> Loaded | None:
     weights_file, state = _weights(config_file.parent)
     return imported(
         "diffusers", path, settings, given, {"": state}, lambda config, ours: diffusers_names(config.model, ours),
-        file=weights_file, source={"sampled there": flags}, notes=[f"as its own pipeline samples: {flags}"],
+        file=weights_file, source={"sampled there": flags} if flags else {},
+        notes=[f"as its own pipeline samples: {flags}"] if flags else [],
     )  # fmt: skip
 
 

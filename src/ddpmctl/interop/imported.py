@@ -57,10 +57,11 @@ class Settings:
             if config.data.size != "auto":
                 check_size(config, config.data.size)
         except ConfigError as error:
-            ours = any(error.problem.startswith(place) for place in self.places.values())
-            if not ours and any(key not in self.says for key in given.values):
+            if any(error.problem.startswith(place) for place in self.places.values()):
+                raise CheckpointError(error.problem, _OTHER) from error
+            if any(key not in self.says for key in given.values):
                 raise
-            raise CheckpointError(error.problem if ours else f"{path}: {error.problem}", _OTHER) from error
+            raise CheckpointError(f"{path}: {error.problem}", f"with `ddpmctl convert`: {error.advice}") from error
         return config
 
     def notes(self, given: Layer) -> list[str]:
@@ -100,7 +101,7 @@ def imported(
     content = checkpoint.sealed({
         "config": config.to_dict(), "image_shape": [config.data.channels, *config.data.size], "class_names": list(class_names),
         "step": 0, "net": fitted[0], "ema": {"net": fitted[-1], "steps": 0},
-        "source": {"format": format, "path": str(path)[-4096:], **(source or {})},
+        "source": {"format": format, "name": path.absolute().name, **(source or {})},
     })  # fmt: skip
     fault = contents.fault_of(content)
     if fault:
@@ -118,7 +119,7 @@ def weights_only(content: Mapping[str, Any], path: Path, weights: str | None = N
         net = ema["net"] if weights == "ema" else net
         ema = {**ema, "net": net}
     kept = {key: content[key] for key in ("version", "config", "image_shape", "class_names", "step")}
-    source = content.get("source") or {"format": "ddpmctl", "path": str(path)[-4096:]}
+    source = content.get("source") or {"format": "ddpmctl", "name": path.absolute().name}
     return {**kept, "net": net, "ema": ema, "source": source}
 
 

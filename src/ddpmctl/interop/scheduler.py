@@ -25,9 +25,15 @@ _DEFAULTS: dict[str, Any] = {
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
-_CLASSES = ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler",
-            "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")  # fmt: skip
-"""Schedulers whose betas are those of the forward process, and whose network is told t - 1 of 0..T-1."""
+_SAMPLERS = {
+    "DDPMScheduler": "ddpm", "DDPMParallelScheduler": "ddpm", "DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpm++", "UniPCMultistepScheduler": "unipc",
+    "DPMSolverSinglestepScheduler": "", "PNDMScheduler": "", "DEISMultistepScheduler": "",
+}  # fmt: skip
+"""Schedulers whose betas are those of the forward process, and whose network is told t - 1 of 0..T-1; our sampler, if any."""
+
+_CLIPPING = ("ddpm", "ddim")
+"""Those of which ``clip_sample`` is a key, true where it is left out."""
 
 _VARIANCES = {"fixed_small": "posterior", "fixed_small_log": "posterior", "fixed_large": "beta", "fixed_large_log": "beta",
               "learned_range": "learned"}  # fmt: skip
@@ -40,12 +46,12 @@ def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two
     of which we do not have the value.
     """
     theirs = {**_DEFAULTS, **found}
-    if theirs["_class_name"] not in _CLASSES:
-        raise _no(file, theirs, "_class_name", f"is none of {', '.join(_CLASSES[:3])} and their like")
+    if theirs["_class_name"] not in tuple(_SAMPLERS):
+        raise _no(file, theirs, "_class_name", "is not DDPMScheduler, or another of the same process")
     kind = theirs.get("prediction_type") or ("epsilon" if theirs.get("predict_epsilon", True) else "sample")
     if not isinstance(kind, str) or kind not in _PREDICTIONS:
         raise CheckpointError(f"{file}: prediction_type: {str(kind)[:100]} is none of {', '.join(_PREDICTIONS)}", "use diffusers for it")
-    variance = _VARIANCES.get(str(theirs["variance_type"]))
+    variance = _VARIANCES.get(str(theirs["variance_type"] or "fixed_small"))
     if variance is None or two_halves != (variance == "learned"):
         raise _no(file, theirs, "variance_type", f"does not go with a network of {'two halves' if two_halves else 'one half'}")
     name, zero_snr = _schedule(file, theirs)
@@ -61,9 +67,11 @@ def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two
 
 
 def _flags(theirs: Mapping[str, Any], variance: str) -> list[str]:
-    sampler = "--sampler ddim" if theirs["_class_name"].startswith("DDIM") else f"--sampler ddpm --variance {variance}"
-    clipped = theirs["clip_sample"] and theirs["clip_sample_range"] == 1
-    return [sampler, f"--threshold {'dynamic' if theirs['thresholding'] else 'clip' if clipped else 'none'}"]
+    sampler = _SAMPLERS[theirs["_class_name"]]
+    clipped = sampler in _CLIPPING and theirs["clip_sample"] and theirs["clip_sample_range"] == 1
+    threshold = f"--threshold {'dynamic' if theirs['thresholding'] else 'clip' if clipped else 'none'}"
+    with_variance = [f"--variance {variance}"] if sampler == "ddpm" else []
+    return [f"--sampler {sampler}", *with_variance, threshold] if sampler else []
 
 
 def _schedule(file: Path, theirs: Mapping[str, Any]) -> tuple[str, bool]:

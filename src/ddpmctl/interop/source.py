@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ddpmctl import checkpoint
 from ddpmctl.errors import CheckpointError
-from ddpmctl.magic import PICKLE, SAFETENSORS, TORCH, is_pipeline, what_is
+from ddpmctl.magic import PICKLE, SAFETENSORS, TORCH, what_is
 from ddpmctl.memory import out_of_memory
 
 _LARGEST_JSON = 1 << 24
@@ -32,9 +33,7 @@ class Source:
 
     @cached_property
     def kind(self) -> str:
-        """``"a diffusers folder"``, or what :func:`ddpmctl.magic.what_is` says of a file; ``""`` for all else."""
-        if is_pipeline(self.path):
-            return "a diffusers folder"
+        """What :func:`ddpmctl.magic.what_is` says of a file; ``""`` for what is none, or cannot be read."""
         try:
             return what_is(self.path) if self.path.is_file() else ""
         except OSError:
@@ -96,9 +95,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_state(content: object) -> bool:
-    """Whether ``content`` is a state_dict: names and tensors, some of them."""
+    """Whether ``content`` is a state_dict: names and dense tensors, some of them."""
     return (
         isinstance(content, Mapping)
         and bool(content)
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+        and all(
+            isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+            for name, value in content.items()
+        )
     )

@@ -53,14 +53,14 @@ def settings_of(file: Path, unet: Mapping[str, Any], settings: Settings) -> bool
         ("model.channel_mults", [width // base for width in widths], "block_out_channels"),
         ("model.num_res_blocks", unet["layers_per_block"], "layers_per_block"),
         ("model.attention_levels", _attention_levels(file, unet), "down_block_types"),
-        ("model.middle_attention", bool(unet["add_attention"]), "add_attention"),
-        ("model.head_channels", unet["attention_head_dim"] or "all", "attention_head_dim"),
+        ("model.middle_attention", unet["add_attention"], "add_attention"),
+        ("model.head_channels", _or(unet["attention_head_dim"], "all"), "attention_head_dim"),
         ("model.dropout", unet["dropout"], "dropout"),
         ("model.norm", "group", "norm_num_groups"),
         ("model.norm_groups", unet["norm_num_groups"], "norm_num_groups"),
         ("model.norm_eps", unet["norm_eps"], "norm_eps"),
         ("model.activation", "silu", "act_fn"),
-        ("model.time_embedding", unet["time_embedding_dim"] or 4 * base, "time_embedding_dim"),
+        ("model.time_embedding", _or(unet["time_embedding_dim"], 4 * base), "time_embedding_dim"),
         ("model.time_scale", 1.0, "time_embedding_type"),
         ("model.time_order", "cos_sin" if unet["flip_sin_to_cos"] else "sin_cos", "flip_sin_to_cos"),
         ("model.time_shift", unet["freq_shift"], "freq_shift"),
@@ -90,6 +90,9 @@ def _checked(file: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     for key in _WHOLE:
         if type(unet[key]) is not int:
             raise _no(file, unet, key, "is not a whole number")
+    for key in ("flip_sin_to_cos", "add_attention"):
+        if type(unet[key]) is not bool:
+            raise _no(file, unet, key, "is neither true nor false")
     widths = unet["block_out_channels"]
     if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
         raise _no(file, unet, "block_out_channels", "is not a list of whole numbers")
@@ -169,6 +172,10 @@ def misfits(config: RunConfig, class_names: Sequence[str]) -> list[str]:
         "model.num_res_blocks": (model.num_res_blocks, len(set(counts)) == 1 and counts[0] > 0),
     }
     return [f"{key}: {value}" for key, (value, fits) in ours.items() if not fits]
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _only(counts: int | list[int]) -> int:
