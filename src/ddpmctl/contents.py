@@ -169,7 +169,7 @@ def fault_of(content: Mapping[str, Any]) -> str | None:
     """What is strange about ``content``, in a few words, or None."""
     for part in ("optimizer", "data"):
         if (content.get(part) is None) != (content.get("source") is not None):
-            return f"has no {part}" if content.get("source") is None else f"has a {part}, though it was converted"
+            return f"has no {part}" if content.get("source") is None else f"has {part}, though it was converted"
     try:
         _Content.model_validate(dict(content))
     except ValidationError as error:

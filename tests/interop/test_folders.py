@@ -198,6 +198,13 @@ def test_a_size_that_is_left_open_is_taken_and_told(pipe: Path) -> None:
     assert given.content["image_shape"] == [3, 16, 24] and not any("data.size" in note for note in given.notes)
 
 
+def test_a_key_that_is_not_known_is_told(pipe: Path) -> None:
+    """Diffusers leaves it aside with a warning, too."""
+    change(pipe / "unet" / "config.json", novelty=3, _private=4)
+    notes = formats.load(pipe).notes
+    assert notes[0] == f"left aside, as not known: {pipe / 'unet' / 'config.json'}: novelty" and len(notes) == 2
+
+
 def test_what_the_folder_says_cannot_be_given(pipe: Path) -> None:
     for layer, flag in ((flag_layer({"data.size": "32"}), "--size"), (flag_layer({}, ["model.norm_groups=16"]), "--set model.norm_groups")):
         with pytest.raises(ConfigError, match=flag):

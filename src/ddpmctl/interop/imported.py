@@ -35,11 +35,15 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that a file says, each with its place there, and those that it leaves open, with what is taken for them."""
+    """Settings that a file says, each with its place there, and those that it leaves open, with what is taken for them.
+
+    ``aside``: what else it says, by its place, that is not known to us, nor to diffusers as far as we know.
+    """
 
     says: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     assumed: dict[str, Any] = field(default_factory=dict)
+    aside: list[str] = field(default_factory=list)
 
     def say(self, key: str, value: Any, place: str) -> None:
         """``place`` says that the setting ``key`` is ``value``."""
@@ -65,12 +69,13 @@ class Settings:
         return config
 
     def notes(self, given: Layer) -> list[str]:
-        """What was assumed, in a line."""
+        """What was assumed, and what was left aside, a line each."""
+        lines = [f"left aside, as not known: {', '.join(self.aside)[:400]}"] if self.aside else []
         open_ = {key: value for key, value in self.assumed.items() if key not in given.values and key not in self.says}
         if not open_:
-            return []
+            return lines
         told = ", ".join(f"{key} {_shown(value)}" for key, value in open_.items())
-        return [f"not said by the file, and taken so: {told} (`ddpmctl convert` takes others with --set, or --size)"]
+        return [*lines, f"not said by the file, and taken so: {told} (`ddpmctl convert` takes others with --set, or --size)"]
 
 
 def imported(

@@ -42,6 +42,7 @@ def settings_of(file: Path, unet: Mapping[str, Any], settings: Settings) -> bool
 
     Raises :class:`CheckpointError` that names the key of which our network does not have the value.
     """
+    settings.aside.extend(f"{file}: {key}" for key in unet if key not in {*_DEFAULTS, *_ONLY} and not key.startswith("_"))
     unet = _checked(file, unet)
     widths, base = unet["block_out_channels"], unet["block_out_channels"][0]
     if any(width % base for width in widths):
