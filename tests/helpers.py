@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def write_images(folder: Path, count: int = 12, size: tuple[int, int] = (16, 16)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels, mode).save(path)
     return folder
+
+
+def spoilt(path: Path) -> bytes:
+    """The bytes of a checkpoint with a bit of its weights changed: between two records a change would mean nothing."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    data[largest.header_offset + largest.file_size // 2] ^= 8
+    return bytes(data)
 
 
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int, int], bool], value: float = np.nan) -> None:

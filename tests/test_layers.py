@@ -17,8 +17,8 @@ TOWER = [
     ("config", "runfile", "resume", "plans"),
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
-    ("build", "sheet", "outputs", "describe", "noise_demo"),
-    ("events", "keeping", "editing", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "inspection", "evaluation"),
+    ("build", "sheet", "outputs", "describe", "noise_demo", "interop"),
+    ("events", "keeping", "editing", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation"),
     ("cli", "__main__"),
 ]
 LAYERS = {name: layer for layer, names in enumerate(TOWER) for name in names}

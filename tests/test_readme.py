@@ -50,7 +50,7 @@ def test_every_command_line_of_the_readme_runs(tmp_path: Path) -> None:
         if target:
             Path(target).write_text("")
         ran.append(words[0])
-    assert set(ran) == {"train", "sample", "evaluate", "noise-demo", "inspect"} and len(ran) >= 8
+    assert set(ran) == {"train", "sample", "evaluate", "noise-demo", "inspect", "convert"} and len(ran) >= 8
 
 
 def test_the_two_commands_are_targets_and_ci_calls_the_test_command() -> None:

@@ -68,14 +68,20 @@ class Kind(NamedTuple):
 CHECKPOINT = Kind("ddpmctl checkpoint", fault_of)
 
 
+def sealed(content: Mapping[str, Any], kind: Kind = CHECKPOINT) -> dict[str, Any]:
+    """``content`` as it is saved: with what it calls itself, its version unless it has one, and its digest."""
+    body = {"magic": kind.magic, "format": FORMAT, "version": __version__, **content}
+    return {**body, "digest": digest_of(body)}
+
+
 def save(path: Path, content: Mapping[str, Any], kind: Kind = CHECKPOINT) -> str:
     """Write ``content`` to ``path`` and return its digest.
 
     It goes to a temporary file in the same folder, is flushed to disk, read back, and only then renamed: under the final
     name there is always a whole checkpoint. Raises :class:`OutputError` when it cannot be written.
     """
-    body = {"magic": kind.magic, "format": FORMAT, "version": __version__, **content}
-    digest = digest_of(body)
+    whole = sealed(content, kind)
+    digest = str(whole["digest"])
 
     def check(temporary: Path) -> None:
         try:
@@ -87,7 +93,7 @@ def save(path: Path, content: Mapping[str, Any], kind: Kind = CHECKPOINT) -> str
 
     with output_errors(path), replacing(path, check=check) as file:
         try:
-            torch.save({**body, "digest": digest}, file)
+            torch.save(whole, file)
         except RuntimeError as error:  # torch hides the error of the file behind its own
             cause = error.__context__
             if cause is not None and not isinstance(cause, Exception):
@@ -110,7 +116,16 @@ def load(path: Path, kind: Kind = CHECKPOINT) -> dict[str, Any]:
     Raises :class:`DamagedError` for one that is damaged, :class:`CheckpointError` when it is missing, carries code, is
     of another kind or of a newer format.
     """
-    content = _read(path, _kind_of(path))
+    return checked(path, read(path), kind)
+
+
+def read(path: Path) -> Any:
+    """What a file of PyTorch holds, whoever wrote it, as data only and on the CPU. Raises as :func:`load`."""
+    return _read(path, _kind_of(path))
+
+
+def checked(path: Path, content: Any, kind: Kind = CHECKPOINT) -> dict[str, Any]:
+    """``content``, read from ``path``, when it is one of ours and whole. Raises as :func:`load`."""
     if not isinstance(content, dict) or content.get("magic") != kind.magic:
         raise CheckpointError(f"{path}: not a {kind.magic}", _OURS)
     if type(content.get("format")) is not int or content["format"] != FORMAT:

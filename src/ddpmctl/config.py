@@ -35,6 +35,15 @@ def _parse_time_embedding(value: object) -> object:
     return width
 
 
+def _parse_head_channels(value: object) -> object:
+    if value == "all":
+        return value
+    channels = parse_count(value)
+    if not 1 <= channels <= 8192:
+        raise ValueError(f"{written(value)} is not all, or a number from 1 to 8,192")
+    return channels
+
+
 def _parse_number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number")
@@ -64,6 +73,7 @@ Size = Annotated[
 Device = Annotated[str, BeforeValidator(parse_device)]
 Channels = Annotated[Literal["auto", 1, 3, 4], BeforeValidator(_parse_channels)]
 TimeEmbedding = Annotated[Literal["auto", "none"] | int, BeforeValidator(_parse_time_embedding)]
+HeadChannels = Annotated[Literal["all"] | int, BeforeValidator(_parse_head_channels)]
 Schedule = Annotated[str, AfterValidator(_row("core.schedule", "SCHEDULES"))]
 Prediction = Annotated[str, AfterValidator(_row("core.prediction", "PREDICTIONS"))]
 Loss = Annotated[str, AfterValidator(_row("core.losses", "LOSSES"))]
@@ -143,18 +153,32 @@ class ModelConfig(Section):
         2, description="residual blocks a level going down (one more going up); a list: for each level, 0 or more"
     )
     attention_levels: list[Count] = Field(
-        [1], description="levels with self-attention, 0 is full size; the middle always has it"
+        [1], description="levels with self-attention, 0 is full size"
     )
+    middle_attention: bool = Field(True, description="self-attention in the middle")
+    head_channels: HeadChannels = Field("all", description="channels of an attention head; all: a single head")
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
     label_dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the labels hidden in training, so that samples can be guided (0.1 is usual); 0: none"
     )
     norm: Norm = Field("group", description="group | batch | instance | none")
     norm_groups: Width = Field(32, description="groups of norm: group; divides every level's channels")
+    norm_eps: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1e-5, description="added to the variance in a norm; 1e-6 in Ho et al.'s networks"
+    )
     activation: Activation = Field("silu", description="silu | relu | gelu | mish")
     time_embedding: TimeEmbedding = Field("auto", description="width; auto: 4 x base_channels; none: no time input")
     time_scale: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = Field(
         1.0, description="multiplies t before embedding"
+    )
+    time_order: Literal["sin_cos", "cos_sin"] = Field(
+        "sin_cos", description="sin_cos | cos_sin (diffusers' example): the halves of the time embedding"
+    )
+    time_shift: Annotated[Number, Field(ge=0, le=1)] = Field(
+        0.0, description="frequency i of h is 10000^(-i / (h - shift)); 1 in Ho et al.'s networks, 0 in others"
+    )
+    down_padding: Literal["symmetric", "right_bottom"] = Field(
+        "symmetric", description="zeros where the size is halved: symmetric | right_bottom (Ho et al.'s networks)"
     )
     padding: Annotated[Count, Field(le=64)] = Field(
         0, description="pixels added on each side of the input, cut off again"
@@ -177,6 +201,9 @@ class TrainConfig(Section):
     beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first decay")
     beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.999, description="Adam's second decay")
     weight_decay: Rate = Field(0.0, description="weight decay")
+    init_from: Place | None = Field(
+        None, description="checkpoint or run folder, of other tools too, whose weights a new run starts with; --init-from"
+    )
     lr_schedule: LrSchedule = Field(
         "constant", description="constant | linear | cosine | cosine_flat | geometric (the last two end at lr x 0.01)"
     )

@@ -120,7 +120,10 @@ class _Optimizer(_Part):
 
 
 class _Content(_Part):
-    """The parts of a checkpoint; those with a default are missing in checkpoints of older versions."""
+    """The parts of a checkpoint; those with a default are missing in checkpoints of older versions.
+
+    One that was converted has no ``optimizer`` and no ``data``, but tells its ``source``: it can be sampled, or begin a run.
+    """
 
     version: str
     config: Annotated[dict[str, Any], AfterValidator(_settings)]
@@ -129,8 +132,9 @@ class _Content(_Part):
     step: Count
     net: Weights
     ema: _Average
-    optimizer: _Optimizer
-    data: _Data
+    optimizer: _Optimizer | None = None
+    data: _Data | None = None
+    source: dict[str, Annotated[str, Field(max_length=4096)]] | None = None
     powers: list[_Power] = []
     kid: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     scaler: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
@@ -151,6 +155,8 @@ class _Content(_Part):
     @model_validator(mode="after")
     def _moments_fit(self) -> _Content:
         """PyTorch takes moments of any shape, and fails at the first step."""
+        if self.optimizer is None:
+            return self
         shapes = [tensor.shape for name, tensor in self.net.items() if not name.endswith(_BUFFERS)]
         for number, moments in self.optimizer.state.items():
             shape = shapes[number] if number < len(shapes) else None
@@ -161,6 +167,9 @@ class _Content(_Part):
 
 def fault_of(content: Mapping[str, Any]) -> str | None:
     """What is strange about ``content``, in a few words, or None."""
+    for part in ("optimizer", "data"):
+        if (content.get(part) is None) != (content.get("source") is not None):
+            return f"has no {part}" if content.get("source") is None else f"has {part}, though it was converted"
     try:
         _Content.model_validate(dict(content))
     except ValidationError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ddpmctl.config import RunConfig
 from ddpmctl.describe import count_text
 from ddpmctl.errors import CheckpointError, ConfigError, DdpmctlError
-from ddpmctl.magic import ZIP, is_image, what_is
+from ddpmctl.magic import ZIP, is_image, is_pipeline, what_is
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,10 @@ Facts = dict[str, Any]
 
 
 def kind_of(path: Path) -> str:
-    """``run``, ``data``, ``picture``, ``run file`` or ``checkpoint``; raises :class:`ConfigError` when there is nothing."""
+    """``run``, ``data``, ``picture``, ``run file`` or ``checkpoint``; raises :class:`ConfigError` when there is nothing.
+
+    A folder of diffusers is a checkpoint.
+    """
     if not path.exists():
         raise ConfigError(
             f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data, or a PNG or GIF of ddpmctl"
@@ -29,7 +32,7 @@ def kind_of(path: Path) -> str:
     if path.is_dir():
         from ddpmctl.runfolder import run_of
 
-        return "run" if run_of(path) else "data"
+        return "run" if run_of(path) else "checkpoint" if is_pipeline(path) else "data"
     if path.suffix.lower() in (".yaml", ".yml"):
         return "run file"
     if path.suffix.lower() == ".zip":
@@ -42,27 +45,33 @@ def kind_of(path: Path) -> str:
 
 
 def inspect_checkpoint(path: Path) -> Facts:
-    """What a checkpoint holds."""
+    """What a checkpoint holds, in any of the formats that are read."""
     from ddpmctl import averages, checkpoint
     from ddpmctl.build import build_ema
+    from ddpmctl.interop import formats
     from ddpmctl.sampling import config_of, empty_net
 
     with checkpoint.naming_a_good_one():
-        content = checkpoint.load(path)
+        loaded = formats.load(path)
+    content = loaded.content
     config = config_of(content, path)
     channels, height, width = content["image_shape"]
     classes = list(content["class_names"])
-    step, images = content["step"], content["data"]["images"]
+    step, images = content["step"], content["data"]["images"] if content.get("data") else None
     net = empty_net(content, config, path)
     ema = build_ema(config, net)
     ema.steps = content["ema"]["steps"]
+    averaged = {"decay": config.train.ema_decay, "warm-up": config.train.ema_warmup, "steps": ema.steps,
+                "decay now": round(ema.decay_now(), 6), "--ema-length": averages.lengths(path, content) or "no snapshots"}  # fmt: skip
     return {
-        "what": {"kind": "checkpoint", "path": str(path), "digest": content["digest"], "written by": f"ddpmctl {content['version']}",
-                 "size": f"{path.stat().st_size / 2**20:.1f} MiB"},
+        "what": {"kind": "checkpoint", "path": str(path), "format": loaded.format, "digest": content["digest"],
+                 "written by": f"ddpmctl {content['version']}" if loaded.format in ("ddpmctl", "safetensors") else loaded.format,
+                 "size": f"{_bytes(path) / 2**20:.1f} MiB"},
+        **({"notes": list(loaded.notes)} if loaded.notes else {}),
+        **({"converted": {**content["source"], "optimiser": "none: --init-from starts a run with it"}} if content.get("source") else {}),
         "training": {**_progress(config, step, images), **({"KID": content["kid"]} if "kid" in content else {})},
-        "images": {"shape (C, H, W)": [channels, height, width], "trained on": images, "classes": classes or "none"},
-        "ema": {"decay": config.train.ema_decay, "warm-up": config.train.ema_warmup, "steps": ema.steps,
-                "decay now": round(ema.decay_now(), 6), "--ema-length": averages.lengths(path, content) or "no snapshots"},
+        "images": {"shape (C, H, W)": [channels, height, width], "trained on": images or "not known", "classes": classes or "none"},
+        **({"ema": averaged} if ema.steps else {}),
         **_network(config, net, (channels, height, width)),
         "config": config.to_dict(),
     }  # fmt: skip
@@ -190,7 +199,14 @@ def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def _progress(config: RunConfig, step: int, images: int) -> Facts:
+def _bytes(path: Path) -> int:
+    """Of a file, or of all in a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def _progress(config: RunConfig, step: int, images: int | None) -> Facts:
+    if images is None:
+        return {"step": f"{step:,}" if step else "not known"}
     seen = step * config.train.batch_size
     return {
         "step": f"{step:,} of {config.train.steps:,}",

@@ -11,6 +11,7 @@ TEXT = "a text file"
 PICKLE = "a Python pickle"
 TORCH = "a PyTorch archive"
 ZIP = "a zip archive"
+SAFETENSORS = "a safetensors file"
 CUT_ZIP = "a zip archive that is cut short or damaged"
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
@@ -42,9 +43,14 @@ def what_is(path: Path) -> str:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "a WebP image"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return "a safetensors file"
+        return SAFETENSORS
     found = next((kind for start, kind in _STARTS if head.startswith(start)), None)
     return found or (TEXT if _is_text(head) else UNKNOWN)
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether ``path`` is a folder as diffusers writes one; its network lies in ``unet/``, or beside ``model_index.json``."""
+    return (path / "model_index.json").is_file() or (path / "unet" / "config.json").is_file()
 
 
 def is_image(kind: str) -> bool:

@@ -19,6 +19,7 @@ FROZEN: dict[str, str] = {
     "model": "the weights belong to another architecture",
     "train.batch_size": "the position in the data would be lost",
     "train.ema_snapshot_every": "the averages would not be of the whole run",
+    "train.init_from": "the run began with other weights",
     "train.optimizer": "the optimiser's state belongs to another one",
 }
 """Keys and sections that a resumed run keeps, with the reason."""

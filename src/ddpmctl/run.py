@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ddpmctl import averages, checkpoint, plot
+from ddpmctl import averages, checkpoint, initial, plot
 from ddpmctl.build import (
     build_denoiser,
     build_ema,
@@ -77,6 +77,13 @@ class Run:
     def _new_net(self) -> torch.nn.Module:
         torch.manual_seed(derive_seed(self.config.seed, "init"))
         return build_net(self.config, self.dataset.channels, len(self.class_names))
+
+    def start_with(self, content: dict[str, Any], path: Path) -> None:
+        """Start with the weights of a checkpoint, whatever step they are of; raises :class:`CheckpointError`."""
+        try:
+            self.state.begin_with(content["net"], content["ema"]["net"])
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: its weights do not fit this run", "use another checkpoint") from error
 
     def restore(self, content: dict[str, Any], path: Path) -> None:
         """Go on from a checkpoint; raises :class:`CheckpointError` when it does not fit."""
@@ -223,6 +230,9 @@ class Run:
             )
         else:
             state.restart(self._new_net())
+            if train.init_from:
+                first = Path(train.init_from)
+                self.start_with(initial.load(first).content, first)
             self._window.restore([])
             self._kept = Kept()
         state.rollbacks, state.pardoned = rollbacks + 1, pardoned

@@ -27,7 +27,7 @@ _LARGEST = 1 << 20
 _TAG = "tag:yaml.org,2002:"
 _NULL = _TAG + "null"
 _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, OverflowError)
-_NAMES = ("data.path",)
+_NAMES = ("data.path", "train.init_from")
 _VALUES = "a value is a word, a number or a flat list"
 _ADVICE = "`ddpmctl inspect --defaults` prints every key with its meaning"
 
@@ -275,6 +275,19 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
         raise ConfigError(
             f"{place('model.norm_groups')}: {model.norm_groups} does not divide the channels {widths}",
             f"set model.norm_groups to a divisor of all of them, such as {math.gcd(model.norm_groups, *widths)}",
+        )
+    if model.base_channels / 2 <= model.time_shift:
+        raise ConfigError(
+            f"{place('model.time_shift')}: {model.time_shift:g} leaves no frequency of {model.base_channels} base channels",
+            "give less than half of model.base_channels",
+        )
+    attended = [(level, widths[level + 1]) for level in sorted(set(model.attention_levels))]
+    attended += [(levels - 1, widths[-1])] if model.middle_attention else []
+    if model.head_channels != "all" and any(width % model.head_channels for _, width in attended):
+        level, width = next(pair for pair in attended if pair[1] % int(model.head_channels))
+        raise ConfigError(
+            f"{place('model.head_channels')}: {model.head_channels} does not divide the {width} channels of level {level}",
+            f"give a divisor, such as {math.gcd(int(model.head_channels), *(w for _, w in attended))}, or all",
         )
     if train.grad_accum > train.batch_size:
         raise ConfigError(

@@ -29,6 +29,7 @@ from ddpmctl.checkpoint import step_of
 from ddpmctl.errors import CheckpointError, OutputError
 from ddpmctl.files import output_errors, replacing, there
 from ddpmctl.lock import FolderLock
+from ddpmctl.magic import is_pipeline
 from ddpmctl.table import Table
 
 _OURS = (
@@ -245,9 +246,11 @@ def run_of(path: Path) -> Path | None:
 def checkpoint_in(path: Path) -> Path:
     """The checkpoint that ``path`` means: itself, or the newest of a run folder or of a folder of checkpoints.
 
+    A folder of diffusers is one itself.
+
     Raises :class:`CheckpointError` for a folder without any.
     """
-    if not path.is_dir():
+    if not path.is_dir() or is_pipeline(path):
         return path
     files = RunFolder(path).checkpoint_files() or sorted(path.glob("step-*.pt"), key=step_of, reverse=True)
     if not files:

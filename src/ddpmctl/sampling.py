@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddpmctl import averages, checkpoint, runfolder
+from ddpmctl import averages, runfolder
 from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
@@ -20,6 +20,7 @@ from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.core.spacing import spaced_timesteps
 from ddpmctl.editing import FROM_NOISE, Course
 from ddpmctl.errors import CheckpointError, ConfigError
+from ddpmctl.interop import formats
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.parsing import size_text
 from ddpmctl.plans import Plan
@@ -31,8 +32,8 @@ from ddpmctl.runfile import check_size, config_layer, resolve
 class Model:
     """A trained model, ready to sample. ``image_shape`` is (C, H, W); ``class_names`` is empty when unconditional.
 
-    ``fingerprint``: that of the data set it was trained on. ``ema_error``: how far the profile of its average is from the
-    one asked for, 0 to 1.
+    ``fingerprint``: that of the data set it was trained on, empty where that is not known. ``ema_error``: how far the profile
+    of its average is from the one asked for, 0 to 1. ``notes``: what is to be said of a checkpoint of another tool.
     """
 
     denoiser: Denoiser
@@ -45,6 +46,7 @@ class Model:
     device: torch.device
     fingerprint: str
     ema_error: float
+    notes: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -95,7 +97,7 @@ def load_model(
     interval: tuple[float, float] = (0.0, 1.0),
     precision: str = "fp32",
 ) -> Model:
-    """Load the network of a checkpoint, or of the newest one of a run folder.
+    """Load the network of a checkpoint in any of :data:`FORMATS`, or of the newest one of a run folder.
 
     ``weights``: ema or raw; ``ema_length``: in their place an average over that share of the training time.
     ``precision`` below fp32 is faster on some devices, but then the rounding of an image depends on its batch.
@@ -103,7 +105,8 @@ def load_model(
     a network that knows no classes, or has never been without.
     """
     file = runfolder.checkpoint_in(path)
-    content = checkpoint.load(file)
+    loaded = formats.load(file)
+    content = loaded.content
     target = resolve_device(device)
     config = config_of(content, file)
     if guidance != 1:
@@ -121,7 +124,7 @@ def load_model(
         config, net, resolve_precision(precision, target), threshold=threshold, guidance=guidance, interval=interval
     )
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
-                 str(content["digest"]), file, target, str(content["data"]["fingerprint"]), error)  # fmt: skip
+                 str(content["digest"]), file, target, (content.get("data") or {}).get("fingerprint", ""), error, loaded.notes)  # fmt: skip
 
 
 def _check_guidance(guidance: float, config: RunConfig, class_names: Sequence[str], file: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,6 +93,13 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.rollbacks = int(state["step"]), int(state.get("rollbacks", 0))
         self.pardoned = int(state.get("pardoned", 0))
+
+    def begin_with(self, net: Mapping[str, Tensor], ema: Mapping[str, Tensor]) -> None:
+        """Step 0 with weights of another run, raw and averaged; raises ``RuntimeError`` when they do not fit."""
+        self.net.load_state_dict(net, strict=True)
+        self.ema.load_state_dict({"net": ema, "steps": 0})
+        for power in self.powers:
+            power.load_state_dict({"net": net, "steps": 0})
 
     def restart(self, net: nn.Module) -> None:
         """Back to step 0 with the weights of ``net``; rollbacks and parts stay."""

@@ -21,7 +21,7 @@ from ddpmctl.config import RunConfig, known_keys
 from ddpmctl.errors import EXIT_MEANINGS, Exit
 from ddpmctl.runfile import flag_layer, resolve
 
-COMMANDS = ("train", "sample", "noise-demo", "inspect", "cache")
+COMMANDS = ("train", "sample", "noise-demo", "inspect", "convert", "cache")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ from ddpmctl.core.spacing import SPACINGS
 from ddpmctl.errors import Exit
 from ddpmctl.images import read_provenance
 from ddpmctl.plans import QUALITIES, USUAL
+from helpers import spoilt
 
 
 def cells(path: Path, n: int, side: int = 16) -> list[np.ndarray]:
@@ -318,8 +319,7 @@ def test_bad_input_is_one_clear_error_before_any_work(case, trained, capsys, mon
     Path("five").write_text("hello")
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 30))
     Path("cut.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
-    middle = len(checkpoint) // 2
-    Path("flipped.pt").write_bytes(checkpoint[:middle] + bytes([checkpoint[middle] ^ 8]) + checkpoint[middle + 1 :])
+    Path("flipped.pt").write_bytes(spoilt(trained / "checkpoints" / "step-00000006.pt"))
     torch.save({"weight": torch.zeros(3)}, "other.pt")
     before = {path: path.read_bytes() for path in Path().rglob("*")}
     assert main([str(trained) if word == "RUN" else word for word in command]) == code

@@ -172,12 +172,14 @@ def test_zero_terminal_snr(name, timesteps):
     assert found.betas[-1] == 1
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 10, 50, 1000])
 @pytest.mark.parametrize("prediction", ["x0", "v"])
-@pytest.mark.parametrize(("name", "tables"), [("linear", "theirs"), ("linear", "ours"), ("cosine", "ours")])
+@pytest.mark.parametrize(
+    ("name", "tables", "eta"),
+    [("linear", "theirs", 0.0), ("linear", "ours", 0.0), ("linear", "ours", 1.0), ("cosine", "ours", 0.0), ("cosine", "ours", 1.0)],
+)
 def test_ddim_with_zero_terminal_snr(name, tables, prediction, steps, eta):
-    """From the level at which alpha_bar is 0, in theirs as in ours. Theirs, rescaled in float32, is off by 4e-7: eta takes a root of it."""
+    """From the level at which alpha_bar is 0, in theirs as in ours. Theirs, rescaled in float32, is off by 4e-7, whose root eta takes: on some processors that is no number."""
     schedule = NoiseSchedule.named(name, 1000, zero_snr=True)
     theirs = scheduler(
         "DDIMScheduler", NoiseSchedule.named(name, 1000), prediction,
@@ -209,7 +211,9 @@ def test_dpm_solver(schedule, grid, sampler, prediction, tables):
         theirs.sigmas = sigmas(schedule, grid)
     stream = draws()
     right = walk(theirs, network(schedule, prediction), next(stream), **({"variance_noise": lambda: next(stream)} if sampler == "dpm++sde" else {}))
-    assert difference(ours(sampler, schedule, grid, prediction), right) < 1e-4 if tables == "theirs" else 1e-5
+    # A thousand draws add up what their float32 tables are off by, more or less from processor to processor.
+    tolerance = {"theirs": 1e-3 if sampler == "dpm++sde" else 1e-4, "ours": 1e-5}[tables]
+    assert difference(ours(sampler, schedule, grid, prediction), right) < tolerance
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from PIL import Image
 
+from ddpmctl.cli import main
 from helpers import TINY, write_images
 
 _WORDS = ["", "0", "true", "null", "[]", "a=b", "=", "--", "-", "-x", "--nothing", "\U0001f4a5", "%s%n", "{0}", "[bold]x[/]", "[/]", "\udcff", "e\u0301",
@@ -30,7 +31,8 @@ _DEVICES = ["cpu", "auto"]
 _COUNTS = ["1", "2", "3", " 2 ", "2e0"]
 _PLACES = ["../photos", "../photos.zip", "../cat.png", "../bad.png", "../bad.zip", "../notes.txt", "../tiny.yaml", "../bad.yaml", "../run",
            "../run/checkpoints", "../run/checkpoints/step-00000006.pt", "../run/run.yaml", "../run/metrics.csv", "../bad.pt", "../empty",
-           "../nowhere", "../cat.png/below", "../photos/dogs", "../made.png", ".", "old.png", "../run/samples", *_NO_PLACES]  # fmt: skip
+           "../nowhere", "../cat.png/below", "../photos/dogs", "../made.png", ".", "old.png", "../run/samples", "../converted.pt", "../converted.safetensors", "../pipe", *_NO_PLACES]  # fmt: skip
+_TARGETS = ["new.pt", "new.safetensors", "new", "new/", "taken", "old.png", "../run", "deep/er/new.pt", "old.png/x.pt", "new.ckpt", *ODD_NAMES]
 _PICTURES = ["../cat.png", "../made.png", "../cat.png", "../bad.png", "../nowhere.png", "../photos", "../notes.txt"]
 _SETTINGS = [
     "train.steps=3", "train.batch_size=2", "data.hflip=on", "data.path=../photos", "data.path=../nowhere", "data.path=~", "data.fit=pad",
@@ -49,7 +51,7 @@ FLAGS: dict[str, dict[str, list[str] | None]] = {
         "--steps": _COUNTS, "--batch-size": _COUNTS, "--lr": ["1e-3", "2", "1e-300"], "--size": ["16", "16x8", "auto", "8"], "--device": _DEVICES,
         "--precision": ["auto", "fp32", "bf16"], "--timesteps": ["5", "20"], "--schedule": ["linear", "cosine"], "--loss": ["l1", "l2"],
         "--prediction": ["eps", "v", "x0"], "--seed": ["0", "7", "9223372036854775807"], "--set": _SETTINGS, "--max-time": ["1h", "90m", "1-12:00:00"],
-        "--resume": None, "--force": None, "--overwrite": None, "--quiet": None,
+        "--init-from": ["../run", "../converted.pt", "../pipe", "../bad.pt", "../nowhere"], "--resume": None, "--force": None, "--overwrite": None, "--quiet": None,
     },
     "sample": {
         "-n": _COUNTS, "--out": ["new.png", "new.gif", "new.npz", "new/", "new", "taken", "old.png", "deep/er/new.png", "new.jpg", "old.png/x.png", "old.png/"],
@@ -65,11 +67,15 @@ FLAGS: dict[str, dict[str, list[str] | None]] = {
         "--seed": ["0", "7"], "--ckpt": ["../run", "../bad.pt", "../nowhere", "../cat.png"], "--class": ["cats"], "--overwrite": None, "--quiet": None,
     },
     "inspect": {"--json": None, "--defaults": None, "--quiet": None},
+    "convert": {
+        "--to": ["ddpmctl", "diffusers", "safetensors", "predecessor", "denoising-diffusion-pytorch"], "--size": ["16", "16x8", "auto"], "--set": _SETTINGS,
+        "--weights": ["ema", "raw"], "--overwrite": None, "--quiet": None,
+    },
     "cache": {"--clear": None, "--json": None, "--quiet": None},
 }  # fmt: skip
 """By command: flags and values that are right or nearly so; None where a flag takes none."""
 
-_GIVEN = {"train": [["../photos"], ["../photos.zip"]], "sample": [["../run"]], "noise-demo": [["../cat.png"]], "inspect": [[place] for place in _PLACES], "cache": [[]]}  # fmt: skip
+_GIVEN = {"train": [["../photos"], ["../photos.zip"]], "sample": [["../run"]], "noise-demo": [["../cat.png"]], "inspect": [[place] for place in _PLACES], "convert": [[place, target] for place in _PLACES for target in _TARGETS], "cache": [[]]}  # fmt: skip
 _ALWAYS = {
     "train": [("--config", "../tiny.yaml"), ("--dry-run", None)], "sample": [("--steps", "2"), ("-n", "2")],
     "noise-demo": [("--frames", "2"), ("--size", "16")],
@@ -98,7 +104,8 @@ class Line(NamedTuple):
 def lines(draw: DrawFn, command: str) -> Line:
     """A command with a few flags, of which some are wrong, and which may have no value or come twice."""
     known = FLAGS[command]
-    words = [command, *draw(st.sampled_from(_GIVEN[command]) if draw(st.integers(0, 4)) else st.lists(st.sampled_from(_PLACES), max_size=2))]
+    given = command == "convert" or draw(st.integers(0, 4))  # with --overwrite it may replace any file that is its second word
+    words = [command, *draw(st.sampled_from(_GIVEN[command]) if given else st.lists(st.sampled_from(_PLACES), max_size=2))]
     flags = list[tuple[str, str | None]](_ALWAYS.get(command, []))
     for _ in range(draw(st.integers(0, 4))):
         flag = draw(st.sampled_from(list(known)))
@@ -140,4 +147,6 @@ def make_world(place: Path, run: Path) -> None:
     (place / "loop").symlink_to("loop")
     (place / "loop.png").symlink_to("loop.png")
     shutil.copytree(run, place / "run")
+    for name in ("converted.pt", "converted.safetensors", "pipe/"):
+        assert main(["convert", str(run), f"{place}/{name}", "-q"]) == 0
     shutil.copy(sorted(run.glob("samples/*.png"))[0], place / "made.png")

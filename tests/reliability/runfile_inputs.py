@@ -282,13 +282,19 @@ KINDS: dict[str, Kind] = {
     "model.channel_mults": ListOf(Whole(1, 64), least=1, most=8, good_least=2),
     "model.num_res_blocks": Blocks(1, 64),
     "model.attention_levels": ListOf(Whole(of=(0, 1)), good_most=3),
+    "model.middle_attention": Truth(),
+    "model.head_channels": Whole(1, 8192, words=("all",), of=(1, 2, 4, 8, 16, 32)),
     "model.dropout": Real(0, 1, without=(1,)),
     "model.label_dropout": Real(0, 1, without=(1,)),
     "model.norm": Choice(("group", "batch", "instance", "none")),
     "model.norm_groups": Whole(1, 8192, of=(1, 2, 4, 8, 16, 32)),
+    "model.norm_eps": Real(0, 1, without=(0,)),
     "model.activation": Choice(("silu", "relu", "gelu", "mish")),
     "model.time_embedding": Embedding(),
     "model.time_scale": Real(0, without=(0,)),
+    "model.time_order": Choice(("sin_cos", "cos_sin")),
+    "model.time_shift": Real(0, 1),
+    "model.down_padding": Choice(("symmetric", "right_bottom")),
     "model.padding": Whole(0, 64),
     "model.patch": Whole(1, 16, of=(1,)),
     "train.steps": Whole(1),
@@ -299,6 +305,7 @@ KINDS: dict[str, Kind] = {
     "train.beta1": Real(0, 1, without=(1,)),
     "train.beta2": Real(0, 1, without=(1,)),
     "train.weight_decay": Real(0),
+    "train.init_from": Place(),
     "train.lr_schedule": Choice(("constant", "linear", "cosine", "cosine_flat", "geometric")),
     "train.lr_warmup": Whole(),
     "train.grad_clip": Real(0),
@@ -353,7 +360,7 @@ def reading(text: str) -> dict[str, object]:
         for key, leaf in leaves:
             refuse_unless(key not in found)
             raw = _Words("").construct_document(leaf)
-            found[key] = KINDS[key].meaning(leaf.value if key == "data.path" and raw is not None else raw)
+            found[key] = KINDS[key].meaning(leaf.value if key in ("data.path", "train.init_from") and raw is not None else raw)
     return found
 
 

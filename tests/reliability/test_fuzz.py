@@ -231,7 +231,7 @@ def in_world(world: Path) -> Iterator[Path]:
 _NAMES = [*KINDS, "DATA", "CKPT", "IMG", "to inspect", "device", "levels", "extra argument(s) ()"]
 
 
-@pytest.mark.parametrize(("command", "count"), [("train", 25), ("sample", 40), ("noise-demo", 25), ("inspect", 20), ("cache", 10)])
+@pytest.mark.parametrize(("command", "count"), [("train", 25), ("sample", 40), ("noise-demo", 25), ("inspect", 20), ("convert", 30), ("cache", 10)])
 def test_any_flags_are_refused_by_name_or_obeyed(world: Path, command: str, count: int) -> None:
     @given(lines(command))
     @inputs(count)
@@ -245,6 +245,10 @@ def test_any_flags_are_refused_by_name_or_obeyed(world: Path, command: str, coun
             changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
             if done.code == 0 and command in ("sample", "noise-demo"):
                 assert ("?", None) in line.flags or assert_made(line, command, here, changed)
+                return
+            if done.code == 0 and command == "convert":
+                target = Path(line.words[2]).parts
+                assert ("?", None) in line.flags or all(Path(name).parts[: len(target)] in (target, target[:1]) for name in changed)
                 return
             assert not changed, (line.words, changed)
             if done.code == 0 and ("--json", None) in line.flags and not {("--defaults", None), ("?", None)} & {*line.flags}:

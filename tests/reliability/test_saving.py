@@ -16,6 +16,7 @@ import pytest
 from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.errors import CheckpointError, Exit, OutputError
+from helpers import spoilt
 from runs import COMMAND, assert_same, assert_whole, rows, state_of, steps_saved, train_process, wait_for
 
 LONG = ["--steps", "1000000", "--set", "train.sample_every=0", "--set", "train.save_every=5", "--set", "train.log_every=1"]
@@ -238,9 +239,7 @@ def test_a_damaged_checkpoint_is_never_sampled_and_the_error_names_the_good_one(
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     newest = run / "checkpoints" / "step-00000006.pt"
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 1
-    newest.write_bytes(data)
+    newest.write_bytes(spoilt(newest))
     for target in (run, newest):
         assert main(["sample", str(target), "-n", "1", "-o", "x.png"]) == Exit.CHECKPOINT
         shown = capsys.readouterr().err

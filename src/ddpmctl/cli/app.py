@@ -9,6 +9,7 @@ import typer
 from ddpmctl import __version__
 from ddpmctl.cli import console
 from ddpmctl.cli.cache import cache
+from ddpmctl.cli.convert import convert
 from ddpmctl.cli.evaluate import evaluate
 from ddpmctl.cli.inspect import inspect
 from ddpmctl.cli.noise_demo import noise_demo
@@ -51,6 +52,7 @@ for command, name in (
     (evaluate, "evaluate"),
     (noise_demo, "noise-demo"),
     (inspect, "inspect"),
+    (convert, "convert"),
     (cache, "cache"),
 ):
     app.command(name)(command)

@@ -22,6 +22,7 @@ from ddpmctl.cli.options import (
     reading,
     switch,
     tell_ema,
+    tell_notes,
     weights_text,
 )
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
@@ -100,6 +101,7 @@ def evaluate(
 
     with naming_a_good_one():
         model = load_model(what, device, weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)
+    tell_notes(model.notes)
     tell_ema(model.ema_error, ema_length)
     model.check_steps(steps)
     facts = evaluate_model(

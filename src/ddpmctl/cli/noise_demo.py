@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch, tell_notes
 
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
@@ -200,6 +200,7 @@ def _with_model(
 
     with naming_a_good_one():
         model = load_model(ckpt)
+    tell_notes(model.notes)
     channels, height, width = model.image_shape
     data, diffusion = model.config.data, model.config.diffusion
     for config in wanted:

@@ -50,9 +50,15 @@ def check_ema_length(length: float | None, weights: str) -> None:
 
 
 def weights_text(weights: str, step: int, length: float | None) -> str:
-    """Which weights, in words."""
+    """Which weights, in words; those of another tool are of no step that is known."""
     averaged = f", averaged over {length:g} of the run" if length is not None else ""
-    return f"{weights} weights of step {step:,}{averaged}"
+    return f"{weights} weights{f' of step {step:,}' if step else ''}{averaged}"
+
+
+def tell_notes(notes: tuple[str, ...]) -> None:
+    """What is to be said of a checkpoint of another tool."""
+    for text in notes:
+        console.note(text)
 
 
 def tell_ema(error: float, length: float | None) -> None:

@@ -20,6 +20,7 @@ from ddpmctl.cli.options import (
     reading,
     switch,
     tell_ema,
+    tell_notes,
     weights_text,
 )
 from ddpmctl.cli.starting import FRAMES, RESAMPLE, STRENGTH, beginning
@@ -36,7 +37,7 @@ _PICTURES = "With pictures"
 
 
 def sample(
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, or run folder: its newest one.")],
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, of other tools too (see `convert`), or run folder: its newest one.")],
     n: Annotated[int | None, typer.Option("-n", metavar="COUNT", help="How many images.  [default: 64]", parser=reading(parse_count))] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="PATH", help="x.png: a grid; x.gif: noise to image; x.npz: uint8 (N,H,W,C); folder/: a file each.  [default: samples-0.png, -1, ...]")] = None,
     quality: Annotated[str | None, typer.Option(metavar=choices("plans", "QUALITIES"), help="Sampler, steps and spacing in one word; flags for one of them override it.  [default: balanced]", autocompletion=complete("plans", "QUALITIES"), rich_help_panel=_HOW)] = None,
@@ -103,6 +104,7 @@ def sample(
     with naming_a_good_one():
         model = load_model(ckpt, device, weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,
                            guidance=guidance, interval=interval)  # fmt: skip
+    tell_notes(model.notes)
     tell_ema(model.ema_error, ema_length)
     model.check_steps(steps)
     model.check_variance(variance)

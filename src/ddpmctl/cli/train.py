@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch, tell_notes
 from ddpmctl.cli.run_report import Shown, rehearse, summary
 from ddpmctl.errors import Exit
 from ddpmctl.parsing import parse_duration
@@ -19,6 +19,7 @@ from ddpmctl.parsing import parse_duration
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
     from ddpmctl.data.dataset import ImageDataset
+    from ddpmctl.interop.imported import Loaded
     from ddpmctl.run import Run
     from ddpmctl.runfile import Layer
     from ddpmctl.runfolder import RunFolder
@@ -43,6 +44,7 @@ def train(
     prediction: Annotated[str | None, typer.Option(metavar=choices("core.prediction", "PREDICTIONS"), help="What the network predicts.  [default: eps]", autocompletion=complete("core.prediction", "PREDICTIONS"), rich_help_panel=_DIFFUSION)] = None,
     seed: Annotated[str | None, typer.Option(metavar="COUNT", help="Everything random follows from it.  [default: 0]", rich_help_panel=_RUNNING)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the run file; repeatable.")] = None,
+    init_from: Annotated[Path | None, typer.Option("--init-from", metavar="PATH", help="Start a new run with the weights of a checkpoint or run folder, of other tools too (see `convert`). Network and process are taken from it.", rich_help_panel=_RUNNING)] = None,
     evaluate_every: Annotated[str | None, typer.Option(metavar="COUNT", help="Steps between measurements of KID; the best is kept as best.pt. Needs the extra metrics.  [default: 0]", rich_help_panel=_RUNNING)] = None,
     max_time: Annotated[int | None, typer.Option(metavar="TIME", help="Save and stop after 3h50m, 90m, 1d12h; go on with --resume.", parser=reading(parse_duration), rich_help_panel=_RUNNING)] = None,
     resume: Annotated[bool, switch("--resume", "Go on where the run folder stopped.", _RUNNING)] = False,
@@ -66,7 +68,7 @@ def train(
             "device": device, "precision": precision, "seed": seed, "data.size": size, "diffusion.timesteps": timesteps,
             "diffusion.schedule": schedule, "diffusion.loss": loss, "diffusion.prediction": prediction,
             "train.steps": steps, "train.batch_size": batch_size, "train.lr": lr,
-            "train.evaluate_every": evaluate_every,
+            "train.evaluate_every": evaluate_every, "train.init_from": str(init_from) if init_from else None,
         },
         settings or [],
     )  # fmt: skip
@@ -76,8 +78,8 @@ def train(
     try:
         if folder.is_run() and not dry_run:
             folder.lock()  # before anything is read that another process may be changing
-        run_config, content = _settle(folder, layers, resume=resume, overwrite=overwrite)
-        run = _prepare(run_config, folder, content, resume=resume, force=force)
+        run_config, content, first = _settle(folder, layers, resume=resume, overwrite=overwrite)
+        run = _prepare(run_config, folder, content, first, resume=resume, force=force)
         summary(run)
         if dry_run:
             rehearse(run)
@@ -110,6 +112,7 @@ def _folder(data: Path | None, out: Path | None, layers: list[Layer], *, resume:
     """Where the run is or will be: --out, a run folder given as DATA, or runs/ and the name of the images."""
     from ddpmctl.errors import CheckpointError, ConfigError
     from ddpmctl.files import check_place
+    from ddpmctl.initial import refuse_checkpoint
     from ddpmctl.runfolder import RunFolder
 
     is_run = data is not None and RunFolder(data).is_run()
@@ -121,6 +124,8 @@ def _folder(data: Path | None, out: Path | None, layers: list[Layer], *, resume:
     if out is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
     folder = RunFolder(out)
+    if resume and data is not None and not folder.is_run():
+        refuse_checkpoint(data)
     if resume and not folder.is_run():
         raise CheckpointError(
             f"{out}: nothing to resume, no run.yaml there", "leave --resume out, or name the run with --out"
@@ -131,9 +136,10 @@ def _folder(data: Path | None, out: Path | None, layers: list[Layer], *, resume:
 
 def _settle(
     folder: RunFolder, layers: list[Layer], *, resume: bool, overwrite: bool
-) -> tuple[RunConfig, tuple[Path, dict[str, Any]] | None]:
-    """Which settings, and which checkpoint to go on from. Reads, but writes nothing."""
+) -> tuple[RunConfig, tuple[Path, dict[str, Any]] | None, tuple[Path, Loaded] | None]:
+    """Which settings, which checkpoint to go on from, and which to start with. Reads, but writes nothing."""
     from ddpmctl.errors import CheckpointError, ConfigError
+    from ddpmctl.initial import check_resumable, named_in, settings
     from ddpmctl.runfile import check_size, read_run_file
     from ddpmctl.runfile import resolve as merge
 
@@ -144,8 +150,11 @@ def _settle(
             raise CheckpointError(
                 f"{folder.path}: none of its checkpoints can be read", "bring one back, or start again with --overwrite"
             )
+        if content is not None:
+            check_resumable(content[1], content[0])
         layers = [read_run_file(folder.run_file), *layers]
-    config = merge(*layers)
+    first = None if content else named_in(layers)
+    config = settings(first[1], first[0], layers) if first else merge(*layers)
     if resume and content is None:
         if folder.has_saved():
             raise CheckpointError(
@@ -158,11 +167,14 @@ def _settle(
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})}
     )
+    if config.train.init_from:
+        start = str(Path(config.train.init_from).absolute())
+        config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": start})})
     if not resume:
         _check_free(folder, overwrite=overwrite)
     if config.data.size != "auto":
         check_size(config, config.data.size)
-    return config, content
+    return config, content, first
 
 
 def _check_free(folder: RunFolder, *, overwrite: bool) -> None:
@@ -196,9 +208,10 @@ def _name_of(data: Path) -> str:
 
 
 def _prepare(
-    config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, *, resume: bool, force: bool
-) -> Run:
-    """Load the images, build the run, and take over the checkpoint."""
+    config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, first: tuple[Path, Loaded] | None, *,
+    resume: bool, force: bool,
+) -> Run:  # fmt: skip
+    """Load the images, build the run, and take over the checkpoint to go on from or to start with."""
     from ddpmctl.build import precision_name, resolve_device, resolve_precision
     from ddpmctl.errors import ConfigError
     from ddpmctl.resume import check_changes
@@ -213,7 +226,10 @@ def _prepare(
     config = config.model_copy(update={"precision": precision, "data": config.data.model_copy(update=found)})
     check_size(config, dataset.size)
     if content is None:
-        return Run(config, dataset, folder)
+        run = Run(config, dataset, folder)
+        if first:
+            _start_with(run, *first)
+        return run
     path, saved = content
     changed = check_changes(config_of(saved, path), config, force=force)
     for key, before, after in changed:
@@ -226,6 +242,17 @@ def _prepare(
     if any(key == "train.lr" for key, *_ in changed):
         run.state.pardoned = run.state.rollbacks  # the user has seen to it: it is this learning rate that is meant
     return run
+
+
+def _start_with(run: Run, path: Path, loaded: Loaded) -> None:
+    from ddpmctl.initial import check_classes
+
+    warning = check_classes(loaded, path, run.class_names)
+    run.start_with(loaded.content, path)
+    tell_notes(loaded.notes)
+    console.note(f"starts with the weights of {path} ({loaded.format})")
+    if warning:
+        console.warn(warning)
 
 
 def _load(config: RunConfig, resumed: RunFolder | None) -> ImageDataset:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ddpmctl.core.fast import Dropout, GroupNorm, activated, attend
 
-NORMS: dict[str, Callable[[int, int], nn.Module]] = {
-    "group": lambda channels, groups: GroupNorm(groups, channels),
-    "batch": lambda channels, groups: nn.BatchNorm2d(channels),
-    "instance": lambda channels, groups: nn.InstanceNorm2d(channels, affine=True),
-    "none": lambda channels, groups: nn.Identity(),
+NORMS: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "group": lambda channels, groups, eps: GroupNorm(groups, channels, eps),
+    "batch": lambda channels, groups, eps: nn.BatchNorm2d(channels, eps),
+    "instance": lambda channels, groups, eps: nn.InstanceNorm2d(channels, eps, affine=True),
+    "none": lambda channels, groups, eps: nn.Identity(),
 }
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -30,11 +30,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the step index, then two linear layers. (B,) -> (B, width). Vaswani et al. 2017, section 3.5."""
+    """Sinusoids of the step index, then two linear layers. (B,) -> (B, width). Vaswani et al. 2017, section 3.5.
 
-    def __init__(self, channels: int, width: int, scale: float, activation: Callable[[Tensor], Tensor]) -> None:
+    ``order``: sin_cos or cos_sin, which half comes first. ``shift``: frequency i of h is 10000^(-i / (h - shift)); with 1,
+    as in Ho et al.'s code, the last is 1/10000 itself, with 0 the next would be.
+    """
+
+    def __init__(
+        self, channels: int, width: int, scale: float, activation: Callable[[Tensor], Tensor],
+        *, order: str = "sin_cos", shift: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.scale, self.activation = scale, activation
+        self.scale, self.activation, self.order, self.shift = scale, activation, order, shift
         self.half_width = channels // 2
         self.linear_1 = nn.Linear(channels, width)
         self.linear_2 = nn.Linear(width, width)
@@ -42,17 +49,22 @@ class TimeEmbedding(nn.Module):
     def forward(self, t_index: Tensor) -> Tensor:
         # Angles in float32 even under autocast: index 999 has no exact neighbour in bfloat16.
         index = torch.arange(self.half_width, device=t_index.device, dtype=torch.float32)
-        angles = t_index.float()[:, None] * self.scale * torch.exp(-math.log(10_000) / self.half_width * index)
-        embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+        angles = t_index.float()[:, None] * self.scale * torch.exp(-math.log(10_000) / (self.half_width - self.shift) * index)
+        halves = [angles.sin(), angles.cos()]
+        embedding = torch.cat(halves if self.order == "sin_cos" else halves[::-1], dim=1)
         hidden: Tensor = self.linear_2(self.activation(self.linear_1(embedding.to(self.linear_1.weight.dtype))))
         return self.activation(hidden)
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over all pixels, scale 1/sqrt(C), residual. (B, C, H, W) -> same."""
+    """Self-attention over all pixels, residual. (B, C, H, W) -> same.
 
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module]) -> None:
+    A head has ``head_channels`` channels (None: all of them), each a run of its own, and scale 1/sqrt(head_channels).
+    """
+
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module], head_channels: int | None = None) -> None:
         super().__init__()
+        self.heads = channels // head_channels if head_channels else 1
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
@@ -60,7 +72,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
-        mixed = attend(*qkv.chunk(3, dim=-1))
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, c, h, w))
         return x + out
 
@@ -79,6 +92,7 @@ class ResidualBlock(nn.Module):
         time_width: int | None,
         num_classes: int | None,
         attention: bool,
+        head_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -90,7 +104,7 @@ class ResidualBlock(nn.Module):
         self.dropout = Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        self.attention = Attention(out_channels, norm) if attention else nn.Identity()
+        self.attention = Attention(out_channels, norm, head_channels) if attention else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None, label: Tensor | None) -> Tensor:
         h = self.conv_1(activated(self.norm_1, self.activation, x))
@@ -104,10 +118,14 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """Half the height and width: 3x3 convolution of stride 2."""
+    """Half the height and width: 3x3 convolution of stride 2, zeros on each side, or ``right_bottom`` only."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, stride=2, padding=1)
+    def __init__(self, channels: int, padding: str = "symmetric") -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
+        self.lopsided = padding == "right_bottom"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, [0, 1, 0, 1]) if self.lopsided else x)
 
 
 class Upsample(nn.Conv2d):
@@ -133,8 +151,10 @@ class UNet(nn.Module):
 
     ``time_width`` None: no time input. ``num_classes`` None: no class input. ``padding`` pixels are added on each
     side (zeros) and cropped from the output. With ``patch`` p the network works on p x p pixels at a time, p^2 C channels
-    of a p-th of the size (Luhman & Luhman 2022). ``attention_levels`` counts from 0, the size after that;
-    the middle always has attention. ``num_res_blocks``: going down, one more going up; a list has a number for each level.
+    of a p-th of the size (Luhman & Luhman 2022). ``attention_levels`` counts from 0, the size after that.
+    ``num_res_blocks``: going down, one more going up; a list has a number for each level. Published checkpoints differ in
+    ``norm_eps``; ``time_order`` and ``time_shift``, see :class:`TimeEmbedding`; ``down_padding``, see :class:`Downsample`;
+    ``head_channels``, see :class:`Attention`; and whether there is attention in the middle.
     """
 
     def __init__(
@@ -148,9 +168,15 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         norm: str = "group",
         norm_groups: int = 32,
+        norm_eps: float = 1e-5,
         activation: str = "silu",
         time_width: int | None = 512,
         time_scale: float = 1.0,
+        time_order: str = "sin_cos",
+        time_shift: float = 0.0,
+        head_channels: int | None = None,
+        middle_attention: bool = True,
+        down_padding: str = "symmetric",
         num_classes: int | None = None,
         padding: int = 0,
         patch: int = 1,
@@ -161,15 +187,19 @@ class UNet(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
         def make_norm(channels: int) -> nn.Module:
-            return NORMS[norm](channels, norm_groups)
+            return NORMS[norm](channels, norm_groups, norm_eps)
 
         def block(in_channels: int, out_channels: int, attention: bool) -> ResidualBlock:
             return ResidualBlock(
                 in_channels, out_channels, norm=make_norm, activation=self.activation, dropout=dropout,
-                time_width=time_width, num_classes=num_classes, attention=attention,
+                time_width=time_width, num_classes=num_classes, attention=attention, head_channels=head_channels,
             )  # fmt: skip
 
-        self.time = TimeEmbedding(base_channels, time_width, time_scale, self.activation) if time_width else None
+        self.time = None
+        if time_width:
+            self.time = TimeEmbedding(
+                base_channels, time_width, time_scale, self.activation, order=time_order, shift=time_shift
+            )
         self.conv_in = nn.Conv2d(image_channels * patch**2, base_channels, 3, padding=1)
         widths = [base_channels * m for m in channel_mults]
         counts = [num_res_blocks] * len(widths) if isinstance(num_res_blocks, int) else list(num_res_blocks)
@@ -182,10 +212,10 @@ class UNet(nn.Module):
                 channels = width
                 skips.append(channels)
             if level != last:
-                self.down.append(Downsample(channels))
+                self.down.append(Downsample(channels, down_padding))
                 skips.append(channels)
 
-        self.middle = nn.ModuleList([block(channels, channels, True), block(channels, channels, False)])
+        self.middle = nn.ModuleList([block(channels, channels, middle_attention), block(channels, channels, False)])
 
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):

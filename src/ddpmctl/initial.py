@@ -1,0 +1,112 @@
+"""A new run that starts with the weights of a checkpoint, of any tool: ``train.init_from``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpmctl.checkpoint import naming_a_good_one
+from ddpmctl.config import ModelConfig, RunConfig
+from ddpmctl.errors import CheckpointError, ConfigError
+from ddpmctl.inspection import kind_of
+from ddpmctl.interop import formats
+from ddpmctl.interop.imported import Loaded
+from ddpmctl.runfile import Layer, config_layer, resolve
+from ddpmctl.runfolder import checkpoint_in, run_of
+from ddpmctl.sampling import config_of, empty_net
+
+KEPT = (
+    "data.channels", "data.conditional",
+    "diffusion.timesteps", "diffusion.schedule", "diffusion.zero_terminal_snr", "diffusion.prediction", "diffusion.learn_variance",
+    *(f"model.{key}" for key in ModelConfig.model_fields if key != "dropout"),
+)  # fmt: skip
+"""Settings that a run takes from the checkpoint: its network, and what that has learned to tell."""
+
+
+def load(path: Path) -> Loaded:
+    """The checkpoint ``path``, or the newest of a run folder, checked to be whole. Raises :class:`CheckpointError`."""
+    file = checkpoint_in(path)
+    loaded = formats.load(file)
+    empty_net(loaded.content, config_of(loaded.content, file), file)
+    return loaded
+
+
+def named_in(layers: Sequence[Layer]) -> tuple[Path, Loaded] | None:
+    """The checkpoint that the last of ``layers`` to speak of it names, loaded; None where there is to be none."""
+    named = next((layer.values["train.init_from"] for layer in reversed(layers) if "train.init_from" in layer.values), None)
+    if not isinstance(named, str):
+        return None
+    with naming_a_good_one():
+        return Path(named), load(Path(named))
+
+
+def settings(loaded: Loaded, path: Path, layers: Sequence[Layer]) -> RunConfig:
+    """The configuration of ``layers`` over what the checkpoint ``loaded`` from ``path`` has; its size may be another.
+
+    Raises :class:`ConfigError` that names every key in which the layers contradict it.
+    """
+    theirs = config_of(loaded.content, path)
+    known = config_layer(theirs.to_dict(), str(path))
+    below = {key: known.values[key] for key in (*KEPT, "model.dropout", "data.size")}
+    channels, height, width = loaded.content["image_shape"]
+    below |= {"data.channels": channels, "data.size": f"{height}x{width}"}
+    ours = resolve(Layer(below, known.origins), *layers)
+    before, after = _comparable(theirs, channels), _comparable(ours, channels)
+    origins = {key: origin for layer in layers for key, origin in layer.origins.items()}
+    found = [key for key in KEPT if before[key] != after[key]]
+    if found:
+        told = "; ".join(f"{origins.get(key, key)}: {after[key]}, {before[key]} there" for key in found)
+        raise ConfigError(f"--init-from {path}: another network: {told}", "leave these keys out: they come from the checkpoint")
+    return ours
+
+
+def _comparable(config: RunConfig, channels: int) -> dict[str, Any]:
+    """Settings in one spelling each."""
+    values = dict(config_layer(config.to_dict(), "").values)
+    model = config.model
+    counts = model.num_res_blocks
+    values["model.num_res_blocks"] = counts if isinstance(counts, list) else [counts] * len(model.channel_mults)
+    values["model.attention_levels"] = sorted(set(model.attention_levels))
+    values["model.label_dropout"] = "some" if model.label_dropout else "none"
+    if model.time_embedding == "auto":
+        values["model.time_embedding"] = 4 * model.base_channels
+    if values["data.channels"] == "auto":
+        values["data.channels"] = channels
+    return values
+
+
+def check_classes(loaded: Loaded, path: Path, class_names: Sequence[str]) -> str | None:
+    """A word where the classes have other names; raises :class:`ConfigError` where there are more or fewer."""
+    theirs = loaded.content["class_names"]
+    if len(theirs) != len(class_names):
+        raise ConfigError(
+            f"--init-from {path}: knows {len(theirs)} classes, the images have {len(class_names)}",
+            "train on as many class folders" if theirs else "leave data.conditional out",
+        )
+    if theirs == list(class_names):
+        return None
+    return f"class {theirs[0]} of {path} is {class_names[0]} here, and so on: classes are taken in order"
+
+
+def refuse_checkpoint(data: Path) -> None:
+    """Raise :class:`CheckpointError` where a checkpoint stands for a run folder to resume."""
+    if not data.exists() or kind_of(data) != "checkpoint":
+        return
+    run = run_of(data.absolute().parent)
+    again = shlex.join(["ddpmctl", "train", "--resume", str(run)])
+    raise CheckpointError(
+        f"{data}: a checkpoint, not a run folder to resume", f"go on with its run: {again}" if run else advice(data)
+    )
+
+
+def check_resumable(content: dict[str, Any], path: Path) -> None:
+    """Raise :class:`CheckpointError` for a checkpoint that holds weights only."""
+    if content.get("optimizer") is None:
+        raise CheckpointError(f"{path}: weights only, without the optimiser that --resume needs", advice(path))
+
+
+def advice(path: Path) -> str:
+    """How to start a run with the weights of ``path``."""
+    return f"start a new run with its weights: {shlex.join(['ddpmctl', 'train', 'PHOTOS/', '--init-from', str(path)])}"

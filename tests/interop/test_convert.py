@@ -1,0 +1,190 @@
+"""``ddpmctl convert`` and the commands that take other tools' checkpoints, by their real command lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pipelines import saved
+
+from ddpmctl import checkpoint
+from ddpmctl.cli import main
+from ddpmctl.errors import Exit
+from ddpmctl.images import read_provenance
+from ddpmctl.interop.formats import FORMATS
+from helpers import write_images
+
+PTH = Path(__file__).parents[1] / "data" / "reference" / "seed-linear.pth"
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
+    """The same things in each format: a pipeline, and what it converts to; the predecessor's file; a run."""
+    folder = tmp_path_factory.mktemp("originals")
+    saved(folder / "pipe")
+    for name in ("pipe.pt", "pipe.safetensors"):
+        assert main(["convert", str(folder / "pipe"), str(folder / name), "-q"]) == 0
+    shutil.copy(PTH, folder / "old.pth")
+    shutil.copytree(trained, folder / "run")
+    return folder
+
+
+@pytest.fixture
+def files(originals: Path, tmp_path: Path) -> None:
+    """All of :func:`originals` in the test's own folder."""
+    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
+
+
+SOURCES = ("pipe", "pipe.pt", "pipe.safetensors", "old.pth", "run")
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_format_is_sampled_inspected_and_shown(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", source, "-n", "2", "--steps", "2", "-o", "x.png"]) == 0
+    out = capsys.readouterr().out
+    assert ("not said by the file" in out) == (source == "old.pth")
+    assert ("as its own pipeline samples" in out) == (source == "pipe")
+    assert "step 0" not in out
+    provenance = read_provenance(Path("x.png"))
+    assert provenance is not None and provenance["path"].startswith(source)
+    assert main(["inspect", source, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    if source != "run":
+        assert facts["what"]["kind"] == "checkpoint" and facts["converted"]["optimiser"].startswith("none")
+        assert facts["parameters"]["total"] > 1e5 and facts["training"] == {"step": "not known"}
+    Image.new("RGB", (16, 16), "red").save("cat.png")
+    assert main(["noise-demo", "cat.png", "--ckpt", source, "-o", "demo.png", "--frames", "2"]) == 0
+
+
+@pytest.mark.usefixtures("files")
+def test_all_forms_of_a_pipeline_give_the_same_images() -> None:
+    pictures = set()
+    for source in ("pipe", "pipe.pt", "pipe.safetensors"):
+        for weights in ("ema", "raw"):
+            assert main(["sample", source, "-n", "2", "--steps", "2", "--weights", weights, "-o", "x.png", "--overwrite"]) == 0
+            pictures.add(Image.open("x.png").tobytes())
+    assert len(pictures) == 1
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("target", ["new.pt", "new.safetensors", "new/", "deep/er/new.pt"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_from_every_format_to_every_format_and_back(source: str, target: str) -> None:
+    """To the bit, as far as the format holds it: a folder of diffusers has the averaged weights alone."""
+    from runs import assert_same
+
+    assert main(["convert", source, target]) == 0
+    assert main(["convert", target, "back.pt"]) == 0
+    assert main(["convert", source, "direct.pt"]) == 0
+    back, direct = checkpoint.load(Path("back.pt")), checkpoint.load(Path("direct.pt"))
+    assert_same(back["ema"]["net"], direct["ema"]["net"])
+    if target == "new/":
+        assert_same(back["net"], direct["ema"]["net"])
+    else:
+        assert back["digest"] == direct["digest"]
+    assert not list(Path().rglob(".ddpmctl-*"))
+
+
+@pytest.mark.usefixtures("files")
+def test_evaluate_takes_a_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_fidelity")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    write_images(Path("photos"))
+    assert main(["evaluate", "pipe", "photos", "-n", "6", "--steps", "2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["what"]["path"] == "pipe" and not facts["data"]["trained_on"]
+    assert facts["loss"]["of"] == "images of DATA" or "held" not in facts["loss"]["of"]
+
+
+BAD: dict[str, tuple[list[str], Exit, str]] = {
+    "no source": (["nowhere", "x.pt"], Exit.CHECKPOINT, "nowhere: no such checkpoint"),
+    "a folder of nothing": (["photos", "x.pt"], Exit.CHECKPOINT, "without checkpoints"),
+    "a picture": (["cat.png", "x.pt"], Exit.CHECKPOINT, "cat.png: a PNG image, not a checkpoint"),
+    "a target that is there": (["pipe", "old.pth", "--to", "ddpmctl"], Exit.OUTPUT, "old.pth: exists"),
+    "a folder that is there": (["run", "pipe"], Exit.OUTPUT, "pipe: exists"),
+    "a folder of other things": (["pipe.pt", "photos", "--overwrite"], Exit.OUTPUT, "photos: holds"),
+    "a run in the way": (["pipe.pt", "run", "--overwrite"], Exit.OUTPUT, "run: holds"),
+    "a folder for a file": (["pipe.pt", "photos", "--to", "safetensors", "--overwrite"], Exit.OUTPUT, "photos: exists and is a folder"),
+    "a file for a folder": (["pipe", "old.pth", "--to", "diffusers", "--overwrite"], Exit.OUTPUT, "old.pth: exists and is no folder"),
+    "a place that cannot be": (["pipe", "old.pth/x.pt"], Exit.OUTPUT, "old.pth is not a folder"),
+    "itself": (["pipe.pt", "pipe.pt", "--overwrite"], Exit.CONFIG, "pipe.pt: is SRC itself"),
+    "an unknown ending": (["pipe", "x.ckpt"], Exit.CONFIG, "x.ckpt: no format ends in .ckpt"),
+    "the predecessor's ending": (["pipe", "x.pth"], Exit.CONFIG, "x.pth: no format ends in .pth"),
+    "a format that is read only": (["pipe", "x.pth", "--to", "predecessor"], Exit.CONFIG, "--to predecessor: is only read"),
+    "no such format": (["pipe", "x.pt", "--to", "difusers"], Exit.CONFIG, "did you mean 'diffusers'"),
+    "no such weights": (["pipe", "x.pt", "--weights", "last"], Exit.CONFIG, "--weights: 'last'"),
+    "a size that is none": (["old.pth", "x.pt", "--size", "big"], Exit.CONFIG, "'big' is not a size"),
+    "a size to be found": (["old.pth", "x.pt", "--size", "auto"], Exit.CONFIG, "--size auto"),
+    "a size that does not halve": (["old.pth", "x.pt", "--size", "15"], Exit.CONFIG, "15 pixels do not halve"),
+    "a size that is known": (["pipe", "x.pt", "--size", "32"], Exit.CONFIG, "--size: pipe says that itself: 16"),
+    "a size of ours": (["run", "x.pt", "--size", "32"], Exit.CONFIG, "says that itself"),
+    "a setting that is none": (["old.pth", "x.pt", "--set", "model.groups=3"], Exit.CONFIG, "--set model.groups: no such key"),
+    "a setting that does not fit": (["old.pth", "x.pt", "--set", "model.norm_groups=5"], Exit.CONFIG, "--set model.norm_groups: 5 does not divide"),
+    "other weights": (["nan.pt", "x.pt"], Exit.CHECKPOINT, "no numbers"),
+    "a cut file": (["cut.pth", "x.pt"], Exit.CHECKPOINT, "cut.pth: damaged"),
+    "a script": (["script.pt", "x.pt"], Exit.CHECKPOINT, "carries code"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_error_and_changes_nothing(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command, code, words = BAD[case]
+    write_images(Path("photos"))
+    Image.new("RGB", (16, 16), "red").save("cat.png")
+    Path("cut.pth").write_bytes(PTH.read_bytes()[:9000])
+    torch.save(os.getcwd, "script.pt")
+    content = checkpoint.load(Path("pipe.pt"))
+    content["ema"]["net"]["conv_in.bias"][0] = float("nan")
+    checkpoint.save(Path("nan.pt"), {key: value for key, value in content.items() if key != "digest"})
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert main(["convert", *command]) == code
+    shown = capsys.readouterr().err
+    assert words in shown, shown
+    assert "Traceback" not in shown and len(shown.strip().splitlines()) <= 2
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("files")
+def test_a_folder_of_ours_is_replaced_whole() -> None:
+    assert main(["convert", "run", "new/"]) == 0
+    before = (Path("new") / "unet" / "config.json").read_bytes()
+    assert main(["convert", "pipe", "new/"]) == Exit.OUTPUT
+    assert (Path("new") / "unet" / "config.json").read_bytes() == before
+    assert main(["convert", "pipe", "new/", "--overwrite"]) == 0
+    assert (Path("new") / "unet" / "config.json").read_bytes() != before
+    assert sorted(p.name for p in Path("new").rglob("*") if p.is_file()) == [
+        "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json",
+    ]  # fmt: skip
+    assert not list(Path().glob(".ddpmctl-*"))
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("target", ["pipe/", "pipe.pt", "pipe.safetensors"])
+def test_a_disk_that_fills_leaves_what_was_there(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddpmctl import files as writing
+
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    full = OSError(28, "No space left on device")
+
+    def fail(*args: object) -> None:
+        raise full
+
+    monkeypatch.setattr(writing.os, "fsync", fail)
+    assert main(["convert", "run", target, "--overwrite"]) == Exit.OUTPUT
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_the_help_names_the_formats(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["convert", "--help"]) == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert all(name in shown for name, row in FORMATS.items() if row.write)
+    assert "predecessor" in shown
