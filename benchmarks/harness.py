@@ -17,6 +17,10 @@ import torch
 from contestants import EVALUATORS, PRODUCTS, TRAINERS, Setting
 
 
+ROUND = 1.0
+"""Seconds of calls, at least one, in a turn."""
+
+
 class Timed(NamedTuple):
     """Median seconds of one call, and the most memory that the process had, in bytes (of the GPU where there is one)."""
 
@@ -33,10 +37,10 @@ class Server:
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()
 
-    def __call__(self, calls: int) -> tuple[float, int]:
-        """Seconds for each of ``calls``, and the peak of memory so far."""
+    def __call__(self) -> tuple[float, int]:
+        """Seconds of one call, the mean of as many as fill :data:`ROUND`, and the peak of memory so far."""
         assert self._process.stdin
-        print(calls, file=self._process.stdin, flush=True)
+        print(file=self._process.stdin, flush=True)
         seconds, memory = self._read().split()
         return float(seconds), int(memory)
 
@@ -52,13 +56,13 @@ class Server:
         self._process.communicate()
 
 
-def by_turns(names: Sequence[str], setting: Setting, *, rounds: int = 5, calls: int = 1) -> dict[str, Timed]:
-    """Every contestant in turn, ``rounds`` times ``calls`` calls; a first call is not counted."""
+def by_turns(names: Sequence[str], setting: Setting, *, rounds: int = 5) -> dict[str, Timed]:
+    """Every contestant in turn, ``rounds`` times; two first calls are not counted."""
     servers = [Server(name, setting) for name in names]
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     for _ in range(rounds):
         for server in servers:
-            found[server.name].append(server(calls))
+            found[server.name].append(server())
     for server in servers:
         server.close()
     return {
@@ -82,7 +86,7 @@ def call_of(name: str, setting: Setting) -> Callable[[], object]:
 
 
 def main() -> None:
-    """Serve one contestant: a number of calls comes in, their time and the memory go out."""
+    """Serve one contestant: a line comes in, the time of a call and the memory go out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("setting", type=json.loads)
@@ -95,12 +99,15 @@ def main() -> None:
             call()
         wait()
         print("ready", flush=True)
-        for line in sys.stdin:
-            start = time.perf_counter()
-            for _ in range(int(line)):
-                call()
+        for _ in sys.stdin:
+            call()  # others have had the caches since
             wait()
-            taken = (time.perf_counter() - start) / int(line)
+            start, calls = time.perf_counter(), 0
+            while not calls or time.perf_counter() - start < ROUND:
+                call()
+                wait()
+                calls += 1
+            taken = (time.perf_counter() - start) / calls
             unit = 1 if sys.platform == "darwin" else 1024
             memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
             print(taken, memory, flush=True)
