@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 """Headings to facts; a fact is a scalar, a list, or a dict of scalars."""
 
+MOST_DECODED = 10_000
+"""Images that are decoded to tell what is in a folder; of more, only the headers are read."""
+
 
 def kind_of(path: Path) -> str:
     """``run``, ``data``, ``picture``, ``run file`` or ``checkpoint``; raises :class:`ConfigError` when there is nothing."""
@@ -114,11 +117,17 @@ def inspect_run_file(path: Path) -> Facts:
 
 
 def inspect_data(path: Path, progress: Callable[[int, int], None] | None = None) -> Facts:
-    """What a folder or zip of images holds; every image is decoded, so that what would be refused is known."""
-    from ddpmctl.data.report import survey
-    from ddpmctl.data.scan import find_images
+    """What a folder or zip of images holds. Every image is decoded, so that what would be refused is known.
 
-    report = survey(find_images(path), full=True, progress=progress)
+    That has been done where training has left its records in the cache, and is too much for more than :data:`MOST_DECODED`.
+    """
+    from ddpmctl.data.cache import Cache
+    from ddpmctl.data.scan import find_images
+    from ddpmctl.data.survey import survey
+
+    cache = Cache.of_user()
+    known = cache.records_of(path) if cache else None
+    report = survey(find_images(path), full=True, most=MOST_DECODED, known=known, progress=progress)
     facts = report.to_dict()
     bad = facts.pop("bad")
     groups = {key: facts.pop(key) for key in ("sizes", "modes", "formats", "classes")}
