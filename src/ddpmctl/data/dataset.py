@@ -77,7 +77,6 @@ def load_images(config: DataConfig, path: Path, *, progress: Progress | None = N
     if config.on_bad == "error":
         for name, reason in listing.refused[:1]:
             raise _bad_image(path, name, reason)
-    listing.stamps  # noqa: B018 - before anything is read
     size, channels, rest = _resolve(config, listing, cache, progress)
     try:
         with PixelRows(About.of(config, path, size, channels), listing, cache) as rows:

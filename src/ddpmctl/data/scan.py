@@ -11,7 +11,6 @@ import zlib
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from operator import le
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy.typing as npt
 
 from ddpmctl.data.formats import EXTENSIONS, MAX_FILE_BYTES
 from ddpmctl.data.pool import worker_count
-from ddpmctl.data.stamps import COLUMNS, Stamp, stamp, stamps_of
+from ddpmctl.data.stamper import Stamper
+from ddpmctl.data.stamps import COLUMNS, Stamp, stamp
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
 
@@ -52,6 +52,7 @@ class Group(NamedTuple):
 class Listing:
     """The image files below ``root`` (a folder or a ``.zip``): posix paths below it, sorted. There may be millions.
 
+    ``stamps``: the :meth:`stamp` of every file, int64 (N, 3) or of a zip (N, 5), taken once, before anything is read.
     ``ignored`` counts files that are no images by their ending, hidden files and hidden folders; ``refused``
     are (name, reason) of images that cannot safely be read.
     """
@@ -59,6 +60,7 @@ class Listing:
     root: Path
     is_zip: bool
     names: list[str]
+    stamps: Stamps
     ignored: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     members: dict[str, zipfile.ZipInfo] = field(default_factory=dict, repr=False)
@@ -66,25 +68,11 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
-    @cached_property
-    def stamps(self) -> Stamps:
-        """The :meth:`stamp` of every file, int64 (N, 3) or of a zip (N, 5), taken once: ask for it before reading anything."""
-        if self.is_zip:
-            first = stamp(str(self.root))
-            rows = [self._of_member(first, name) for name in self.names]
-            return np.array(rows, dtype=np.int64)
-        found = stamps_of(str(self.root), self.names, worker_count("auto"))
-        return np.frombuffer(found, dtype=np.int64).reshape(-1, COLUMNS)
-
     def stamp(self, name: str) -> Stamp:
         """What is another when the file is; opens nothing. A member of a zip has the stamp of the zip, its checksum and size."""
         if self.is_zip:
-            return self._of_member(stamp(str(self.root)), name)
+            return _member_stamp(stamp(str(self.root)), self.members[name])
         return stamp(f"{self.root}/{name}")
-
-    def _of_member(self, whole: Stamp, name: str) -> Stamp:
-        member = self.members[name]
-        return (*whole, member.CRC, member.file_size)
 
     def groups(self) -> Iterator[Group]:
         """The files by their first folder level, in order; those of one folder stand together, since names are sorted."""
@@ -124,18 +112,21 @@ def find_images(path: Path) -> Listing:
 def _scan_folder(root: Path) -> Listing:
     names: list[str] = []
     refused: list[tuple[str, str]] = []
-    ignored = 0
+    ignored, stamper = 0, Stamper(str(root), worker_count("auto"))
     for here, found in _walk(root):
         if isinstance(found, str):
             refused += [(here, found)] if found else []
             ignored += not found
             continue
         names += found.images
+        stamper.add(found.images)
         refused += found.refused
         ignored += found.ignored
+    stamps = np.frombuffer(stamper.finish(), dtype=np.int64).reshape(-1, COLUMNS)
     if not all(map(le, names, islice(names, 1, None))):
-        names.sort()
-    return Listing(root, False, names, ignored, sorted(refused))
+        order = sorted(range(len(names)), key=names.__getitem__)
+        names, stamps = [names[number] for number in order], stamps[order]
+    return Listing(root, False, names, stamps, ignored, sorted(refused))
 
 
 class _Folder:
@@ -152,14 +143,16 @@ class _Folder:
         self.refused: list[tuple[str, str]] = []
         self.ignored = 0
         self._is_image: dict[str, bool] = {}  # by the ending, of which there are few
+        files = []
         with os.scandir(root / here) as entries:
-            for entry in entries:
-                if entry.is_symlink() or not entry.is_file():
-                    self._odd(entry)
-                elif self._named_as_image(entry.name):
-                    self.images.append(self.prefix + entry.name)
+            for entry in entries:  # in few lines, for there may be a million
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
                 else:
-                    self.ignored += 1
+                    self._odd(entry)
+        images = [self.prefix + name for name in files if self._named_as_image(name)]
+        self.images += images
+        self.ignored += len(files) - len(images)
         for names in (self.images, self.folders, self.links):
             names.sort()
 
@@ -224,6 +217,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _scan_zip(path: Path) -> Listing:
+    whole = stamp(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
@@ -243,7 +237,13 @@ def _scan_zip(path: Path) -> Listing:
         else:
             members["/".join(part for part in name.split("/") if part not in ("", "."))] = info
     members = _without_shared_folder(members)
-    return Listing(path, True, sorted(members), ignored, sorted(refused.items()), members)
+    names = sorted(members)
+    stamps = np.array([_member_stamp(whole, members[name]) for name in names], dtype=np.int64)
+    return Listing(path, True, names, stamps, ignored, sorted(refused.items()), members)
+
+
+def _member_stamp(whole: Stamp, member: zipfile.ZipInfo) -> Stamp:
+    return (*whole, member.CRC, member.file_size)
 
 
 def _member_fault(name: str, info: zipfile.ZipInfo) -> str:
