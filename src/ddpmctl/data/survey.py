@@ -11,12 +11,15 @@ import numpy as np
 from ddpmctl.data.decode import Probe, probe
 from ddpmctl.data.formats import BadImage
 from ddpmctl.data.headers import HEADER_BYTES, plain_header
+from ddpmctl.data.pool import worker_count
 from ddpmctl.data.reading import read_map
 from ddpmctl.data.records import Numbers, Records, places_in, stretches
 from ddpmctl.data.report import DataReport, Progress, Size
 from ddpmctl.data.scan import Listing
 
 _TOGETHER = 256
+_THREADS = 2
+"""Of headers eight threads read half as many as two: it is all Python, which one at a time can run."""
 
 
 def survey(
@@ -72,6 +75,5 @@ def _probes(
     """What each of ``files`` is, by its header or by ``whole`` of it."""
     if whole:
         return read_map(lambda raw: probe(raw, full=True), listing, files, workers)
-    return read_map(
-        probe, listing, files, workers, together=_TOGETHER, glance=plain_header, glanced=HEADER_BYTES
-    )
+    threads = min(_THREADS, worker_count(workers))
+    return read_map(probe, listing, files, threads, together=_TOGETHER, glance=plain_header, glanced=HEADER_BYTES)
