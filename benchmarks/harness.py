@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from contestants import EVALUATORS, PRODUCTS, TRAINERS, Setting
 
-
 ROUND = 1.0
 """Seconds of calls, at least one, in a turn."""
 

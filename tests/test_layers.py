@@ -17,7 +17,7 @@ TOWER = [
     ("config", "runfile", "resume", "plans"),
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
-    ("build", "sheet", "outputs", "describe", "noise_demo", "interop"),
+    ("build", "sheet", "outputs", "describe", "outline", "noise_demo", "interop"),
     ("events", "keeping", "editing", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation"),
     ("cli", "__main__"),
 ]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ddpmctl import outline
 from ddpmctl.config import RunConfig
 from ddpmctl.describe import count_text
 from ddpmctl.errors import CheckpointError, ConfigError, DdpmctlError
 from ddpmctl.magic import ZIP, is_image, is_pipeline, what_is
 
-if TYPE_CHECKING:
-    from torch import nn
-
 Facts = dict[str, Any]
 """Headings to facts; a fact is a scalar, a list, or a dict of scalars."""
+
+MOST_DECODED = 10_000
+"""Images that are decoded to tell what is in a folder; of more, only the headers are read."""
 
 
 def kind_of(path: Path) -> str:
@@ -72,7 +72,7 @@ def inspect_checkpoint(path: Path) -> Facts:
         "training": {**_progress(config, step, images), **({"KID": content["kid"]} if "kid" in content else {})},
         "images": {"shape (C, H, W)": [channels, height, width], "trained on": images or "not known", "classes": classes or "none"},
         **({"ema": averaged} if ema.steps else {}),
-        **_network(config, net, (channels, height, width)),
+        **_network(config, (channels, height, width), len(classes)),
         "config": config.to_dict(),
     }  # fmt: skip
 
@@ -106,7 +106,6 @@ def inspect_run(path: Path) -> Facts:
 
 def inspect_run_file(path: Path) -> Facts:
     """What a run file asks for. A size or channels left open are taken as 64x64 and RGB."""
-    from ddpmctl.build import build_net
     from ddpmctl.runfile import check_size
 
     config = _run_file_config(path)
@@ -114,20 +113,25 @@ def inspect_run_file(path: Path) -> Facts:
     size = (64, 64) if data.size == "auto" else data.size
     channels = 3 if data.channels == "auto" else data.channels
     check_size(config, size)
-    net = _on_meta(lambda: build_net(config, channels, 0))
     assumed = [f"data.{key}" for key in ("size", "channels") if getattr(data, key) == "auto"]
     what = {"kind": "run file", "path": str(path)}
     if assumed:
         what["assumed"] = f"{channels} channels, {size[0]}x{size[1]}, where {' and '.join(assumed)} is auto"
-    return {"what": what, **_network(config, net, (channels, *size)), "config": config.to_dict()}
+    return {"what": what, **_network(config, (channels, *size), 0), "config": config.to_dict()}
 
 
 def inspect_data(path: Path, progress: Callable[[int, int], None] | None = None) -> Facts:
-    """What a folder or zip of images holds; every image is decoded, so that what would be refused is known."""
-    from ddpmctl.data.report import survey
-    from ddpmctl.data.scan import find_images
+    """What a folder or zip of images holds. Every image is decoded, so that what would be refused is known.
 
-    report = survey(find_images(path), full=True, progress=progress)
+    That has been done where training has left its records in the cache, and is too much for more than :data:`MOST_DECODED`.
+    """
+    from ddpmctl.data.cache import Cache
+    from ddpmctl.data.scan import find_images
+    from ddpmctl.data.survey import survey
+
+    cache = Cache.of_user()
+    known = cache.records_of(path) if cache else None
+    report = survey(find_images(path), full=True, most=MOST_DECODED, known=known, progress=progress)
     facts = report.to_dict()
     bad = facts.pop("bad")
     groups = {key: facts.pop(key) for key in ("sizes", "modes", "formats", "classes")}
@@ -191,14 +195,6 @@ def _run_file_config(path: Path) -> RunConfig:
     return resolve(read_run_file(path))
 
 
-def _on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """A network without memory: for counting."""
-    import torch
-
-    with torch.device("meta"):
-        return make()
-
-
 def _bytes(path: Path) -> int:
     """Of a file, or of all in a folder."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
@@ -215,38 +211,20 @@ def _progress(config: RunConfig, step: int, images: int | None) -> Facts:
     }
 
 
-def _network(config: RunConfig, net: nn.Module, shape: tuple[int, int, int]) -> Facts:
+def _network(config: RunConfig, shape: tuple[int, int, int], num_classes: int) -> Facts:
     """Parameters by block, FLOPs, and the schedule with its terminal signal-to-noise ratio."""
-    from ddpmctl.build import build_schedule
-
-    blocks: Counter[str] = Counter()
-    for name, parameter in net.named_parameters():
-        parts = name.split(".")
-        blocks[".".join(parts[:2]) if parts[0] in ("down", "middle", "up") else parts[0]] += parameter.numel()
-    schedule = build_schedule(config)
-    flops = _flops(net, shape)
-    batch = config.train.batch_size
+    blocks = outline.network(config, shape, num_classes)
+    flops = 2 * sum(block.multiply_adds for block in blocks)
+    batch, alpha_bar = config.train.batch_size, outline.alpha_bar(config)
     return {
-        "parameters": {"total": sum(blocks.values()), **blocks},
+        "parameters": {"total": sum(block.parameters for block in blocks), **{block.name: block.parameters for block in blocks}},
         "cost": {"one image, forward": f"{count_text(flops)}FLOP",
                  f"one training step, batch {batch}": f"{count_text(3 * flops * batch)}FLOP (backward counted as twice forward)"},
-        "schedule": {"name": config.diffusion.schedule, "timesteps": schedule.timesteps,
-                     "abar_T": float(f"{float(schedule.alpha_bar[-1]):.4g}"),
-                     "terminal SNR": f"{float(schedule.snr_db()[-1]):.2f} dB",
-                     "SNR at T/2": f"{float(schedule.snr_db()[schedule.timesteps // 2]):.2f} dB"},
+        "schedule": {"name": config.diffusion.schedule, "timesteps": len(alpha_bar) - 1,
+                     "abar_T": float(f"{alpha_bar[-1]:.4g}"),
+                     "terminal SNR": f"{outline.snr_db(alpha_bar[-1]):.2f} dB",
+                     "SNR at T/2": f"{outline.snr_db(alpha_bar[(len(alpha_bar) - 1) // 2]):.2f} dB"},
     }  # fmt: skip
-
-
-def _flops(net: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one forward pass over one image, two a multiply-add."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    label = torch.zeros(1, dtype=torch.long, device="meta") if getattr(net, "num_classes", None) else None
-    with counter, torch.no_grad():
-        net.eval()(torch.zeros(1, *shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta"), label)
-    return int(counter.get_total_flops())
 
 
 INSPECTORS: dict[str, Callable[..., Facts]] = {

@@ -55,7 +55,7 @@ def test_training_fills_it_and_clear_empties_it(
 
 
 def test_no_cache_with_the_setting_off(photos: Path, tiny: Path, place: Path) -> None:
-    command = ["train", str(photos), "-c", str(tiny), "--steps", "1", "--quiet", "--set", "data.cache=false"]
+    command = ["train", str(photos), "-c", str(tiny), "--steps", "1", "--quiet", "--cache", "off"]
     assert main(command) == 0
     assert not place.exists()
 
@@ -126,5 +126,5 @@ def test_help_says_where_and_how_large(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr(console.out, "width", 200)
     assert main(["cache", "--help"]) == 0
     shown = capsys.readouterr().out
-    for word in ("DDPMCTL_CACHE", "DDPMCTL_CACHE_SIZE", "20G", "data.cache=false", "--clear", "Example: ddpmctl cache"):
+    for word in ("DDPMCTL_CACHE", "DDPMCTL_CACHE_SIZE", "20G", "--cache off", "--clear", "Example: ddpmctl cache"):
         assert word in shown.replace("`", "")

@@ -104,6 +104,22 @@ def test_data_counts_and_says_what_would_be_refused(photos, capsys):
     assert list(found["refused"]) == ["cats/broken.jpg"]
 
 
+def test_of_very_many_images_only_headers_are_read_but_what_training_found_is_known(photos, tiny, capsys, monkeypatch):
+    whole = Image.effect_noise((64, 64), 90)
+    whole.save(photos / "cats" / "cut.png")
+    raw = (photos / "cats" / "cut.png").read_bytes()
+    (photos / "cats" / "cut.png").write_bytes(raw[: len(raw) // 2])
+    assert list(facts(capsys, str(photos))["refused"]) == ["cats/cut.png"]
+    monkeypatch.setattr("ddpmctl.inspection.MOST_DECODED", 5)
+    found = facts(capsys, str(photos))
+    assert found["images"]["usable"] == 13 and found["refused"] == "none"
+    assert "13 of 13 images were known by the header only: training decodes all" in found["notes"]
+    monkeypatch.setattr("ddpmctl.data.records.TICK_NS", 0)
+    assert main(["train", str(photos), "-c", str(tiny), "--dry-run", "-q"]) == 0
+    found = facts(capsys, str(photos))
+    assert list(found["refused"]) == ["cats/cut.png"] and not any("header" in note for note in found["notes"])
+
+
 def test_a_run_file(tiny, capsys):
     found = facts(capsys, str(tiny))
     assert found["what"]["kind"] == "run file" and "channels" in found["what"]["assumed"]

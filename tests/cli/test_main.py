@@ -60,7 +60,7 @@ def test_the_defaults_in_the_help_of_train_are_the_real_ones():
     found = dict(re.findall(r"--([a-z-]+) .*\[default: ([^\]]+)\]", printed))
     found.pop("out")
     keys = {key.rpartition(".")[2].replace("_", "-"): key for key in known_keys()}
-    assert len(found) == 12
+    assert len(found) == 13
     assert resolve(flag_layer({keys[flag]: value for flag, value in found.items()})) == RunConfig()
 
 

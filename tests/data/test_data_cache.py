@@ -24,7 +24,7 @@ from PIL import Image
 
 from ddpmctl.config import DataConfig
 from ddpmctl.data import cache as cache_module
-from ddpmctl.data import decode, draft, entry, scan
+from ddpmctl.data import decode, draft, entry, reading, records
 from ddpmctl.data.cache import Cache, parse_bytes
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.errors import ConfigError, DataError
@@ -34,7 +34,7 @@ from ddpmctl.errors import ConfigError, DataError
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and clocks that tick so fast that no file counts as just changed."""
     monkeypatch.setenv("DDPMCTL_CACHE", str(tmp_path / "kept"))
-    monkeypatch.setattr(entry, "TICK_NS", 0)
+    monkeypatch.setattr(records, "TICK_NS", 0)
     return tmp_path / "kept"
 
 
@@ -42,13 +42,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of files in the order in which they are read, from now on."""
     names: list[str] = []
-    read = scan.Reader.read
+    read = reading.Reader.read
 
-    def note(self: scan.Reader, file: scan.ImageFile) -> bytes:
-        names.append(file.name)
-        return read(self, file)
+    def note(self: reading.Reader, name: str, most: int = 0) -> bytes:
+        names.append(name)
+        return read(self, name, most)
 
-    monkeypatch.setattr(scan.Reader, "read", note)
+    monkeypatch.setattr(reading.Reader, "read", note)
     return names
 
 
@@ -197,10 +197,9 @@ def test_a_fault_that_may_pass_is_not_remembered(
         patch.setattr(decode, "to_mode", too_much)
         with pytest.raises(DataError, match="too large for the memory"):
             load(photos)
-        read = scan.Reader.read
+        read = reading.Reader.read
         patch.undo()
-        patch.setattr(scan.Reader, "read", lambda self, file: read(self, scan.ImageFile("gone", None))
-                      if file.name.endswith("03.png") else read(self, file))  # fmt: skip
+        patch.setattr(reading.Reader, "read", lambda self, name, most=0: read(self, "gone" if name.endswith("03.png") else name))
         assert load(photos).report.bad[0] == ("class 0/03.png", "No such file or directory")
     assert_same(load(photos), whole)
 
@@ -260,14 +259,14 @@ def test_a_zip_replaced_by_one_of_the_same_size(photos: Path, place: Path, opene
 def test_files_just_changed_are_read_again(
     photos: Path, place: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entry, "TICK_NS", 2 * 10**9)
+    monkeypatch.setattr(records, "TICK_NS", 2 * 10**9)
     load(photos, channels=3)
     pixels = entries(place)[0] / "pixels"
     before = pixels.stat().st_ino
     opened.clear()
     load(photos, channels=3)
     assert len(opened) == 15
-    monkeypatch.setattr(entry, "TICK_NS", 0)
+    monkeypatch.setattr(records, "TICK_NS", 0)
     load(photos, channels=3)
     opened.clear()
     assert_same(load(photos, channels=3), load(photos, channels=3, cache=False))
@@ -276,11 +275,16 @@ def test_files_just_changed_are_read_again(
 
 
 def test_settled() -> None:
-    assert entry.settled("5 1000000000 1000000000", 3_000_000_001)
-    assert not entry.settled("5 1000000000 1000000000", 3_000_000_000)
-    assert not entry.settled("5 0 1000000000", 2_000_000_000)
-    assert not entry.settled("5 9000000000 0", 4_000_000_000)  # a date in the future
-    assert not entry.settled("", 3_000_000_000)
+    def settled(now_ns: int, *stamp: int) -> bool:
+        return bool(records.settled(np.array([stamp]), now_ns)[0])
+
+    assert settled(3_000_000_001, 5, 10**9, 10**9)
+    assert not settled(3_000_000_000, 5, 10**9, 10**9)
+    assert not settled(2_000_000_000, 5, 0, 10**9)
+    assert not settled(4_000_000_000, 5, 9 * 10**9, 0)  # a date in the future
+    assert settled(3_000_000_001, 5, -(10**9), 10**9)  # and one before 1970
+    assert not settled(3_000_000_000, -1, 0, 0)
+    assert settled(3_000_000_001, 5, 10**9, 10**9, 9 * 10**9, 7)  # a checksum is no time
 
 
 def test_names_with_line_ends_and_bytes_that_are_no_text(tmp_path: Path, place: Path, opened: list[str]) -> None:
@@ -300,17 +304,17 @@ def test_files_that_change_while_others_are_read(
     photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     before = load(photos, channels=3, cache=False)
-    victim, read = photos / "class 2" / "08.png", scan.Reader.read
+    victim, read = photos / "class 2" / "08.png", reading.Reader.read
 
-    def then(self: scan.Reader, file: scan.ImageFile) -> bytes:
-        if file.name == "class 0/03.png":
+    def then(self: reading.Reader, name: str, most: int = 0) -> bytes:
+        if name == "class 0/03.png":
             if what == "vanish":
                 victim.unlink()
             else:
                 save(victim if what == "change" else victim.with_name("09.png"), 77)
-        return read(self, file)
+        return read(self, name)
 
-    monkeypatch.setattr(scan.Reader, "read", then)
+    monkeypatch.setattr(reading.Reader, "read", then)
     data = load(photos, channels=3)
     reasons = dict(data.report.bad)
     if what == "appear":
@@ -321,22 +325,22 @@ def test_files_that_change_while_others_are_read(
         assert len(data) == 12
         there = [i for i in range(13) if i != 11]  # the rows of all others are right
         assert torch.equal(data.images, before.images[there])
-    monkeypatch.setattr(scan.Reader, "read", read)
+    monkeypatch.setattr(reading.Reader, "read", read)
     assert_same(load(photos, channels=3), load(photos, channels=3, cache=False))
 
 
 def test_a_file_written_to_while_it_is_read(photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = scan.Reader.read
+    read = reading.Reader.read
 
-    def torn(self: scan.Reader, file: scan.ImageFile) -> bytes:
-        raw = read(self, file)
-        if file.name == "class 0/03.png":
-            save(photos / file.name, 78)
+    def torn(self: reading.Reader, name: str, most: int = 0) -> bytes:
+        raw = read(self, name)
+        if name == "class 0/03.png":
+            save(photos / name, 78)
         return raw
 
-    monkeypatch.setattr(scan.Reader, "read", torn)
+    monkeypatch.setattr(reading.Reader, "read", torn)
     assert load(photos).report.bad[0] == ("class 0/03.png", "changed while it was read")
-    monkeypatch.setattr(scan.Reader, "read", read)
+    monkeypatch.setattr(reading.Reader, "read", read)
     assert_same(load(photos), load(photos, cache=False))
 
 
@@ -610,8 +614,8 @@ LOADER = """
 import hashlib, os, signal, sys
 from pathlib import Path
 from ddpmctl.config import DataConfig
-from ddpmctl.data import entry, dataset
-entry.TICK_NS = 0
+from ddpmctl.data import dataset, records
+records.TICK_NS = 0
 def progress(done, total):
     if len(sys.argv) > 2 and done == 8: os.kill(os.getpid(), signal.SIGKILL)
 for _ in range(3):
@@ -675,16 +679,18 @@ def test_strangers_files_stay(photos: Path, place: Path) -> None:
 
 
 def test_the_index_of_many_files_is_read_quickly() -> None:
-    seen = [decode.Probe("RGB", (7, i), "PNG", False, False, False) for i in range(100)]
-    records = {
-        f"{i:06}.png": entry.Record(f"{i} 1 2", seen[i % 100], f"{i:064x}", "", i) for i in range(50_000)
-    }
+    kept = records.Records.blank([f"{i:06}.png" for i in range(50_000)], np.arange(150_000).reshape(-1, 3))
+    for i in range(50_000):
+        seen = decode.Probe("RGB", (7, i % 100), "PNG", False, False, False)
+        kept.put(i, seen, i.to_bytes(32, "big"), "bad" if i % 1000 == 7 else "")
     about = entry.About("/x", (2, 2), 3, "crop", (0, 0, 0))
     folder = Path("index of many")
     folder.mkdir()
-    (folder / entry.INDEX).write_bytes(entry.write_index(about, (50_000, 3, 2, 2), 7, records))
+    (folder / entry.INDEX).write_bytes(entry.write_index(about, (49_950, 3, 2, 2), 7, kept, "f"))
     began = time.process_time()
     head, found = entry.read_index(folder)
-    assert time.process_time() - began < 2  # a million in some seconds
-    assert found == records and head["crc"] == 7
-    assert entry.read_head(folder) == json.loads(json.dumps(head))
+    assert time.process_time() - began < 0.5  # a million in a second
+    assert found.names == kept.names and found.reasons == kept.reasons and found.probes == kept.probes
+    assert (found.stamps == kept.stamps).all() and (found.seen == kept.seen).all()
+    assert (found.contents == kept.contents).all() and found.good.sum() == 49_950
+    assert head["crc"] == 7 and entry.read_head(folder) == json.loads(json.dumps(head))

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from ddpmctl.config import DataConfig
-from ddpmctl.data.report import DataReport, resolve_shape, survey
+from ddpmctl.data.report import DataReport, resolve_shape
 from ddpmctl.data.scan import find_images
+from ddpmctl.data.survey import survey
 from ddpmctl.errors import DataError
 
 

@@ -129,7 +129,7 @@ def test_files_that_vanish_while_reading_are_skipped(flowers: Path, monkeypatch:
 
     def then_lose_one(path: Path) -> object:
         listing = found(path)
-        (flowers / listing.files[3].name).unlink()
+        (flowers / listing.names[3]).unlink()
         return listing
 
     monkeypatch.setattr(module, "find_images", then_lose_one)

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from ddpmctl.data import decode as module
 from ddpmctl.data.decode import FITS, decode, parse_colour, probe, quiet
@@ -434,3 +434,47 @@ def test_too_many_pixels_whatever_pillow_is_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "MAX_PIXELS", 1599)
     with pytest.raises(BadImage, match="million pixels"):
         probe(raw)
+
+
+# ---------------------------------------------------------------- draft mode
+
+
+def photograph(height: int, width: int) -> bytes:
+    """A JPEG with soft ground, edges and noise."""
+    rows, columns = np.mgrid[:height, :width]
+    soft = np.stack([128 + 80 * np.sin(rows / 90 + c) * np.cos(columns / (70 + 9 * c)) for c in range(3)], axis=-1)
+    soft[(rows - height / 2) ** 2 + (columns - width / 3) ** 2 < (height / 4) ** 2] = (230, 40, 60)
+    grain = np.random.default_rng(0).normal(0, 6, soft.shape)
+    return encode(Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8)), "JPEG", quality=90)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(64, 64), (100, 30), (33, 200)])
+def test_draft_mode_is_close_to_the_full_decode(monkeypatch, size, fit):
+    """On average within one grey level of 255, and never off by more than a tenth of the range."""
+    raw = photograph(768, 1024)
+    fast = pixels(raw, size, fit=fit).astype(int)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: None)
+    full = pixels(raw, size, fit=fit).astype(int)
+    assert np.abs(fast - full).mean() < 1 and np.abs(fast - full).max() <= 25
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("target", [(64, 64), (8, 90), (200, 20), (383, 512), (768, 1024)])
+def test_draft_mode_never_goes_below_twice_the_target(monkeypatch, target, turned):
+    sizes = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+
+    def note(image, mode, size):
+        draft(image, mode, size)
+        sizes.append(image.size)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", note)
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    image = Image.open(io.BytesIO(photograph(768, 1024)))
+    whole = (768, 1024) if turned == 1 else (1024, 768)
+    pixels(encode(image, "JPEG", exif=exif), target, fit="stretch")
+    (width, height), *more = sizes
+    seen = (height, width) if turned == 1 else (width, height)
+    assert not more and all(side >= min(2 * wanted, full) for side, wanted, full in zip(seen, target, whole, strict=True))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ddpmctl.data.formats import EXTENSIONS, BadImage
-from ddpmctl.data.scan import ImageFile, find_images
+from ddpmctl.data.reading import Reader
+from ddpmctl.data.scan import Group, find_images
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
 
@@ -23,7 +24,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def names(path: Path) -> list[str]:
-    return [file.name for file in find_images(path).files]
+    return find_images(path).names
 
 
 def make_zip(path: Path, *members: str) -> Path:
@@ -42,12 +43,8 @@ def test_folder(tmp_path: Path) -> None:
     touch(tmp_path, "b.PNG", "a 1.jpg", "rose/x y.JPeG", "rose/deep/z.webp", "notes.txt", "png")
     touch(tmp_path, ".hidden.png", "__MACOSX/rose/x.png", ".git/y.png", "old.pdf", "inner.zip")
     listing = find_images(tmp_path)
-    assert listing.files == [
-        ImageFile("a 1.jpg", None),
-        ImageFile("b.PNG", None),
-        ImageFile("rose/deep/z.webp", "rose"),
-        ImageFile("rose/x y.JPeG", "rose"),
-    ]
+    assert listing.names == ["a 1.jpg", "b.PNG", "rose/deep/z.webp", "rose/x y.JPeG"]
+    assert list(listing.groups()) == [Group(0, 2, None), Group(2, 4, "rose")]
     assert listing.ignored == 7  # a hidden folder counts once
     assert not listing.is_zip and listing.refused == []
 
@@ -64,7 +61,7 @@ def test_links(tmp_path: Path) -> None:
     (data / "gone.png").symlink_to("nowhere.png")
     (data / "gone").symlink_to("nowhere")
     listing = find_images(data)
-    assert [file.name for file in listing.files] == ["linked.png", "rose/a.png", "tulip/b.png"]
+    assert listing.names == ["linked.png", "rose/a.png", "tulip/b.png"]
     assert [name for name, _ in listing.refused] == ["gone.png", "self.png"]
 
 
@@ -73,7 +70,7 @@ def test_a_pipe_named_like_an_image_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     touch(tmp_path, "a.png")
     listing = find_images(tmp_path)
-    assert len(listing.files) == 1 and listing.refused == [("pipe.png", "not a regular file")]
+    assert len(listing.names) == 1 and listing.refused == [("pipe.png", "not a regular file")]
 
 
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
@@ -84,9 +81,9 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
         pytest.skip("the file system wants unicode")
     Path(os.fsdecode(raw)).write_bytes(b"x")
     listing = find_images(tmp_path)
-    assert listing.files[0].label == r"ros\udce9"
-    with listing.reader() as reader:
-        assert reader.read(listing.files[0]) == b"x"
+    assert next(listing.groups()).label == r"ros\udce9"
+    with Reader(listing) as reader:
+        assert reader.read(listing.names[0]) == b"x"
     assert shown("a\x1b[31m\n") == r"a\x1b[31m\n"
 
 
@@ -108,14 +105,11 @@ def test_nothing_to_find(tmp_path: Path) -> None:
 def test_zip(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.ZIP", "rose/b b.PNG", "rose/", "tulip\\c.png", "top.jpg", "x.txt", ".h.png")
     listing = find_images(path)
-    assert [(file.name, file.label) for file in listing.files] == [
-        ("rose/b b.PNG", "rose"),
-        ("top.jpg", None),
-        ("tulip/c.png", "tulip"),
-    ]
+    assert listing.names == ["rose/b b.PNG", "top.jpg", "tulip/c.png"]
+    assert [group.label for group in listing.groups()] == ["rose", None, "tulip"]
     assert listing.is_zip and listing.ignored == 2
-    with listing.reader() as reader:
-        assert reader.read(listing.files[0]) == b"rose/b b.PNG"
+    with Reader(listing) as reader:
+        assert reader.read(listing.names[0]) == b"rose/b b.PNG"
 
 
 @pytest.mark.parametrize(
@@ -133,8 +127,8 @@ def test_shared_top_folder_of_a_zip(tmp_path: Path, members: list[str], expected
     path = make_zip(tmp_path / "a.zip", *members, "__MACOSX/flowers/._1.png")
     assert names(path) == expected
     listing = find_images(path)
-    with listing.reader() as reader:
-        assert {reader.read(file).decode() for file in listing.files} == set(members)
+    with Reader(listing) as reader:
+        assert {reader.read(file).decode() for file in listing.names} == set(members)
 
 
 def test_evil_zip(tmp_path: Path) -> None:
@@ -149,7 +143,7 @@ def test_evil_zip(tmp_path: Path) -> None:
         archive.getinfo("locked.png").flag_bits |= 1
         archive.getinfo("huge.png").file_size = 300 * 2**20
     listing = find_images(path)
-    assert [file.name for file in listing.files] == ["good.png"]
+    assert listing.names == ["good.png"]
     reasons = dict(listing.refused)
     assert len(reasons) == 8
     assert ".." in reasons["../up.png"] and ".." in reasons["a/../../b.png"]
@@ -172,10 +166,10 @@ def test_members_that_lie_about_their_size_or_content(tmp_path: Path) -> None:
     raw = path.read_bytes()
     path.write_bytes(raw.replace(b"012345678901234", b"012345678901239"))
     listing = find_images(path)
-    assert len(listing.files) == 2
+    assert len(listing.names) == 2
     tracemalloc.start()
-    with listing.reader() as reader:
-        for file in listing.files:
+    with Reader(listing) as reader:
+        for file in listing.names:
             with pytest.raises(BadImage):
                 reader.read(file)
     assert tracemalloc.get_traced_memory()[1] < 2**20  # never unpacked
@@ -186,18 +180,18 @@ def test_files_that_vanish_are_bad_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     listing = find_images(tmp_path)
     (tmp_path / "a.png").unlink()
-    with listing.reader() as reader:
+    with Reader(listing) as reader:
         with pytest.raises(BadImage, match="No such file"):
-            reader.read(listing.files[0])
-        assert reader.read(listing.files[1]) == b"b.png"
+            reader.read(listing.names[0])
+        assert reader.read(listing.names[1]) == b"b.png"
     archive = make_zip(tmp_path / "c.zip", "a.png")
     listing = find_images(archive)
     archive.write_bytes(b"")
     with pytest.raises(DataError, match="broken zip"):
-        listing.reader()
+        Reader(listing)
 
 
 def test_reading_a_zip_from_many_threads(tmp_path: Path) -> None:
     listing = find_images(make_zip(tmp_path / "a.zip", *(f"{n:04}.png" for n in range(300))))
-    with listing.reader() as reader, ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(reader.read, listing.files)) == [file.name.encode() for file in listing.files]
+    with Reader(listing) as reader, ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(reader.read, listing.names)) == [name.encode() for name in listing.names]

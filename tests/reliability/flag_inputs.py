@@ -50,7 +50,7 @@ FLAGS: dict[str, dict[str, list[str] | None]] = {
         "--config": ["../tiny.yaml", "../tiny.yaml", "../bad.yaml", "../nowhere", "../photos", "../cat.png"], "--out": ["new", "runs/x", "old.png", "taken", "../run", "../empty", "old.png/x"],
         "--steps": _COUNTS, "--batch-size": _COUNTS, "--lr": ["1e-3", "2", "1e-300"], "--size": ["16", "16x8", "auto", "8"], "--device": _DEVICES,
         "--precision": ["auto", "fp32", "bf16"], "--timesteps": ["5", "20"], "--schedule": ["linear", "cosine"], "--loss": ["l1", "l2"],
-        "--prediction": ["eps", "v", "x0"], "--seed": ["0", "7", "9223372036854775807"], "--set": _SETTINGS, "--max-time": ["1h", "90m", "1-12:00:00"],
+        "--prediction": ["eps", "v", "x0"], "--seed": ["0", "7", "9223372036854775807"], "--set": _SETTINGS, "--max-time": ["1h", "90m", "1-12:00:00"], "--cache": ["on", "off"],
         "--init-from": ["../run", "../converted.pt", "../pipe", "../bad.pt", "../nowhere"], "--resume": None, "--force": None, "--overwrite": None, "--quiet": None,
     },
     "sample": {

@@ -26,7 +26,7 @@ def cache(
 
     Training decodes each image once; until the file changes, later runs take its pixels from here. What was used least
     recently makes way for what is new. Where: `$DDPMCTL_CACHE`, else the system's place for caches. How large:
-    `$DDPMCTL_CACHE_SIZE` (20G), and never more than half of what the disk has free. `data.cache=false` does without.
+    `$DDPMCTL_CACHE_SIZE` (20G), and never more than half of what the disk has free. `train --cache off` does without.
 
     Example: `ddpmctl cache` or `ddpmctl cache --clear`
     """

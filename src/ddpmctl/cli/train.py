@@ -46,6 +46,7 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Any key of the run file; repeatable.")] = None,
     init_from: Annotated[Path | None, typer.Option("--init-from", metavar="PATH", help="Start a new run with the weights of a checkpoint or run folder, of other tools too (see `convert`). Network and process are taken from it.", rich_help_panel=_RUNNING)] = None,
     evaluate_every: Annotated[str | None, typer.Option(metavar="COUNT", help="Steps between measurements of KID; the best is kept as best.pt. Needs the extra metrics.  [default: 0]", rich_help_panel=_RUNNING)] = None,
+    cache: Annotated[str | None, typer.Option(metavar="on|off", help="Keep decoded images for the next run.  [default: on]", rich_help_panel=_RUNNING)] = None,
     max_time: Annotated[int | None, typer.Option(metavar="TIME", help="Save and stop after 3h50m, 90m, 1d12h; go on with --resume.", parser=reading(parse_duration), rich_help_panel=_RUNNING)] = None,
     resume: Annotated[bool, switch("--resume", "Go on where the run folder stopped.", _RUNNING)] = False,
     force: Annotated[bool, switch("--force", "Resume though what is learned has changed.", _RUNNING)] = False,
@@ -69,6 +70,7 @@ def train(
             "diffusion.schedule": schedule, "diffusion.loss": loss, "diffusion.prediction": prediction,
             "train.steps": steps, "train.batch_size": batch_size, "train.lr": lr,
             "train.evaluate_every": evaluate_every, "train.init_from": str(init_from) if init_from else None,
+            "data.cache": cache,
         },
         settings or [],
     )  # fmt: skip

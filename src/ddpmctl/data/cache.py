@@ -29,7 +29,6 @@ from ddpmctl.data.entry import (
     About,
     Entry,
     Index,
-    Records,
     files_of,
     name_of_data,
     open_entry,
@@ -40,6 +39,7 @@ from ddpmctl.data.entry import (
 )
 from ddpmctl.data.features import About as FeaturesAbout
 from ddpmctl.data.features import Features, name_of_features, read_features, read_features_head, write_features
+from ddpmctl.data.records import Records
 from ddpmctl.errors import ConfigError
 from ddpmctl.files import replacing
 
@@ -116,14 +116,14 @@ class Cache:
             os.utime(folder / INDEX)
         return entry
 
-    def records_of(self, root: Path) -> Records:
+    def records_of(self, root: Path) -> Records | None:
         """What is remembered of the files below ``root`` by the last used of its entries, whatever its settings."""
         ours = [found for found in self.found() if found.folder.name.startswith(name_of_data(root))]
         for found in sorted(ours, key=lambda found: found.used, reverse=True):
             with suppress(*_UNUSABLE):  # damaged: the next may be good
                 self._read = {found.folder: read_index(found.folder)}
                 return self._read[found.folder][1]
-        return {}
+        return None
 
     def draft(self, about: About, shape: tuple[int, ...]) -> Draft | None:
         """Room for a new entry of up to ``shape`` (N, C, H, W); None where it does not fit or cannot be written.
@@ -193,9 +193,9 @@ class Cache:
         return freed
 
 
-def update(entry: Entry, about: About, records: Records) -> None:
+def update(entry: Entry, about: About, records: Records, fingerprint: str) -> None:
     """Remember ``records`` instead, for the same pixels; where that cannot be written, the old ones stay."""
-    index = write_index(about, entry.pixels.shape, entry.crc, records)
+    index = write_index(about, entry.pixels.shape, entry.crc, records, fingerprint)
     with suppress(OSError), replacing(entry.folder / INDEX) as file:
         file.write(index)
 

@@ -8,21 +8,28 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ddpmctl.config import DataConfig
 from ddpmctl.data.cache import Cache
 from ddpmctl.data.decode import Pixels, Probe, examine, parse_colour, probe
 from ddpmctl.data.draft import Lost
-from ddpmctl.data.entry import About, Record, Records, settled, unchanged
+from ddpmctl.data.entry import About
 from ddpmctl.data.formats import BadImage
 from ddpmctl.data.pixels import PixelRows
 from ddpmctl.data.reading import read_map
-from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape, survey
-from ddpmctl.data.scan import ImageFile, Listing, find_images
+from ddpmctl.data.records import Mask, Records, stretches
+from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape
+from ddpmctl.data.scan import Listing, find_images
+from ddpmctl.data.survey import survey
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
+
+_TOGETHER_BYTES = 2**18
+"""Decoded pixels that are handed over at a time: one image, or several small ones."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,22 @@ def load_images(config: DataConfig, path: Path, *, progress: Progress | None = N
     if config.on_bad == "error":
         for name, reason in listing.refused[:1]:
             raise _bad_image(path, name, reason)
-    stamps = listing.stamps  # before anything is read
     size, channels, rest = _resolve(config, listing, cache, progress)
-    report = DataReport.of(listing)
     try:
-        with PixelRows(About.of(config, path, size, channels), stamps, cache) as rows:
-            kept, records, fingerprint = _decode_all(config, listing, rows, report, rest)
-            images = rows.finish(records)
+        with PixelRows(About.of(config, path, size, channels), listing, cache) as rows:
+            kept = rows.unaltered(listing)
+            if kept and not (config.on_bad == "error" and kept.records.reasons):
+                records, fingerprint = kept.records, kept.fingerprint
+                if rest is not None:
+                    rest(len(listing), len(listing))
+            else:
+                records = _decode_all(config, listing, rows, rest)
+                fingerprint = records.fingerprint()
+            images = rows.finish(records, fingerprint)
     except Lost:
         return load_images(config.model_copy(update={"cache": False}), path, progress=progress)
-    if not kept:
+    report = DataReport.of(listing, records, size)
+    if not report.usable:
         raise no_image(report, path)
     if len(report.bad) > config.max_bad * report.total:
         name, reason = report.bad[0]
@@ -87,7 +100,7 @@ def load_images(config: DataConfig, path: Path, *, progress: Progress | None = N
             f"{path}: {len(report.bad)} of {report.total} images are unreadable, the first: {name}: {reason}",
             "repair or remove them, or raise data.max_bad",
         )
-    labels, class_names = _labels(kept) if config.conditional else (None, [])
+    labels, class_names = _labels(listing, records.good) if config.conditional else (None, [])
     return ImageDataset(torch.from_numpy(images), labels, class_names, report, fingerprint)
 
 
@@ -97,54 +110,64 @@ def _resolve(
     """Size and channels of the images to come, and what is left of the progress. Reads headers where it must."""
     if config.size != "auto" and config.channels != "auto":
         return config.size, config.channels, progress
-    records = unchanged(cache.records_of(listing.root), listing.stamps) if cache else {}
-
-    def colour(so_far: DataReport) -> bool:
-        return so_far.grey < so_far.usable
-
     first = survey(
         listing,
         workers=config.workers,
-        known={name: record.seen or BadImage(record.reason) for name, record in records.items()},
-        enough=None if config.size == "auto" else colour,  # one image of colour settles the channels
+        known=cache.records_of(listing.root) if cache else None,
+        # one image of colour settles the channels
+        enough=None if config.size == "auto" else lambda seen: not seen.grey,
         progress=_half(progress, 0),
     )
     size, channels = resolve_shape(config, first, listing.root)
-    return size, channels, _half(progress, len(listing.files))
+    return size, channels, _half(progress, len(listing))
 
 
-def _decode_all(
-    config: DataConfig, listing: Listing, rows: PixelRows, report: DataReport, progress: Progress | None
-) -> tuple[list[ImageFile], Records, str]:
-    """Put every image into ``rows`` and ``report``: the files kept, what is now known of all, the fingerprint."""
-    kept: list[ImageFile] = []
-    records: Records = {}
-    digest = hashlib.sha256()
-    with closing(_each(config, listing, rows)) as results:
-        for done, (file, record, pixels) in enumerate(results, start=1):
-            if record.seen is None or pixels is None:
+class _Decoded(NamedTuple):
+    """What came of reading one file: its header, the sha256 of its content and pixels (C, H, W), or why it is bad."""
+
+    seen: Probe | None
+    content: bytes | None = None
+    pixels: Pixels | None = None
+    reason: str = ""
+
+
+def _decode_all(config: DataConfig, listing: Listing, rows: PixelRows, progress: Progress | None) -> Records:
+    """Put every image into ``rows``: what is now known of all files."""
+    records, clock = Records.blank(listing.names, listing.stamps), time.time_ns()
+    passing = []  # faults that may be gone the next time
+    with closing(_decoded(config, listing, rows)) as results:
+        for part in stretches(rows.known, rows.longest):
+            if rows.old and rows.known[part.start] >= 0:
+                records.take(part.start, rows.old.records, rows.known[part])
                 if config.on_bad == "error":
-                    raise _bad_image(listing.root, file.name, record.reason)
-                report.bad.append((shown(file.name), record.reason))
-            else:
-                report.add(file, record.seen, rows.about.size)
-                record = record._replace(row=rows.add(record.content, pixels))
-                name = hashlib.sha256(file.name.encode("utf-8", "surrogatepass"))
-                digest.update(name.digest() + bytes.fromhex(record.content))
-                kept.append(file)
-            records[file.name] = record
-            if progress is not None and (file.name not in rows.known or done == len(listing.files)):
-                progress(done, len(listing.files))
-    return kept, records, digest.hexdigest()
+                    _refuse(listing, records)
+                rows.keep(rows.known[part])
+                if progress is not None and part.stop == len(listing):
+                    progress(part.stop, len(listing))
+                continue
+            for number in range(part.start, part.stop):
+                found = next(results)
+                if isinstance(found, BadImage):
+                    passing.append(number)
+                    found = _Decoded(None, reason=found.reason)
+                records.put(number, found.seen, found.content, found.reason)
+                if found.pixels is not None:
+                    rows.add(records.contents[number : number + 1], found.pixels[None])
+                elif config.on_bad == "error":
+                    _refuse(listing, records)
+                if progress is not None:
+                    progress(number + 1, len(listing))
+    records.settle(clock, passing)
+    return records
 
 
-def _each(
+def _decoded(
     config: DataConfig, listing: Listing, rows: PixelRows
-) -> Generator[tuple[ImageFile, Record, Pixels | None], None, None]:
-    """What is known of each file and, of a usable image, its pixels (C, H, W): remembered, or decoded in threads."""
-    about, clock = rows.about, time.time_ns()
+) -> Generator[_Decoded | BadImage, None, None]:
+    """Read and decode, in threads, what is not known."""
+    about = rows.about
 
-    def work(raw: bytes) -> tuple[Record, Pixels | None]:
+    def work(raw: bytes) -> _Decoded:
         try:
             seen, pixels = examine(
                 raw, size=about.size, channels=about.channels, fit=config.fit, background=config.background
@@ -152,22 +175,12 @@ def _each(
         except BadImage as bad:
             if not bad.lasting:
                 raise
-            return Record("", _header(raw), "", bad.reason, -1), None
-        return Record("", seen, hashlib.sha256(raw).hexdigest(), "", -1), pixels.transpose(2, 0, 1)
+            return _Decoded(_header(raw), reason=bad.reason)
+        content = hashlib.sha256(raw).digest()
+        return _Decoded(seen, content, np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
-    unknown = [file for file in listing.files if file.name not in rows.known]
-    with closing(read_map(work, listing, unknown, config.workers)) as results:
-        for file in listing.files:
-            if file.name in rows.known:
-                record = rows.known[file.name]
-                yield file, record, rows.remembered(record)
-                continue
-            found = next(results)
-            if isinstance(found, BadImage):
-                yield file, Record("", None, "", found.reason, -1), None
-            else:
-                stamp = listing.stamps[file.name]
-                yield file, found[0]._replace(stamp=stamp if settled(stamp, clock) else ""), found[1]
+    together = max(1, min(16, _TOGETHER_BYTES // (about.channels * about.size[0] * about.size[1])))
+    return read_map(work, listing, np.flatnonzero(rows.known < 0), config.workers, together=together)
 
 
 def _header(raw: bytes) -> Probe | None:
@@ -180,13 +193,20 @@ def _header(raw: bytes) -> Probe | None:
 
 def _check_classes(listing: Listing) -> None:
     """Every image must lie in a folder of the first level."""
-    loose = [file.name for file in listing.files if file.label is None]
+    loose = [group for group in listing.groups() if group.label is None]
     if loose:
+        count = sum(group.stop - group.start for group in loose)
         raise DataError(
-            f"{listing.root}: {len(loose)} of {len(listing.files)} images lie in no class folder, the first: "
-            f"{shown(loose[0])}",
+            f"{listing.root}: {count} of {len(listing)} images lie in no class folder, the first: "
+            f"{shown(listing.names[loose[0].start])}",
             "put each class into a folder of its own (rose/1.png, lily/1.png), or set data.conditional=false",
         )
+
+
+def _refuse(listing: Listing, records: Records) -> None:
+    """Raise :class:`DataError` for the first bad image, if there is one."""
+    for number in sorted(records.reasons)[:1]:
+        raise _bad_image(listing.root, listing.names[number], records.reasons[number])
 
 
 def _bad_image(path: Path, name: str, reason: str) -> DataError:
@@ -194,12 +214,13 @@ def _bad_image(path: Path, name: str, reason: str) -> DataError:
     return DataError(place, "repair or remove it, or set data.on_bad=skip")
 
 
-def _labels(kept: list[ImageFile]) -> tuple[torch.Tensor, list[str]]:
-    """Index of each image's class, and the names of the classes in order."""
-    names = [file.label or "" for file in kept]
-    class_names = sorted(set(names))
+def _labels(listing: Listing, good: Mask) -> tuple[torch.Tensor, list[str]]:
+    """Index of each good image's class, and the names of the classes in order."""
+    groups = [(group.label or "", np.count_nonzero(good[group.start : group.stop])) for group in listing.groups()]
+    class_names = sorted({label for label, count in groups if count})
     number = {name: index for index, name in enumerate(class_names)}
-    return torch.tensor([number[name] for name in names], dtype=torch.int64), class_names
+    labels = np.repeat([number.get(label, -1) for label, _ in groups], [count for _, count in groups])
+    return torch.from_numpy(labels.astype(np.int64)), class_names
 
 
 def _half(progress: Progress | None, ahead: int) -> Progress | None:

@@ -14,8 +14,8 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,8 +91,7 @@ FITS: dict[str, Callable[[Image.Image, tuple[int, int], Fill], Image.Image]] = {
 }
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(NamedTuple):
     """What the header says.
 
     ``size``: (height, width) once upright. ``animated``: the file holds more pictures, of which the first is

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from ddpmctl.data.decode import Pixels
-from ddpmctl.data.entry import INDEX, PIXELS, About, Records, checksum_of, map_privately, remove_entry, write_index
+from ddpmctl.data.entry import INDEX, PIXELS, About, checksum_of, map_privately, remove_entry, write_index
+from ddpmctl.data.records import Records
 
 UNFINISHED = re.compile(r"images-\w+\.tmp")
 """Names of the folders in which entries are written."""
@@ -53,7 +54,7 @@ class Draft:
             raise Lost
         return rows
 
-    def publish(self, records: Records) -> Pixels:
+    def publish(self, records: Records, fingerprint: str) -> Pixels:
         """Make an entry of what was written: the rows, mapped from it."""
         shape = (self.count, *self._row)
         self._file.truncate(math.prod(shape))
@@ -61,7 +62,7 @@ class Draft:
         self._file.close()
         try:
             with (self.folder / INDEX).open("xb") as file:
-                file.write(write_index(self.about, shape, self._crc, records))
+                file.write(write_index(self.about, shape, self._crc, records, fingerprint))
                 file.flush()
                 os.fsync(file.fileno())
             remove_entry(self.place)

@@ -1,8 +1,8 @@
 """One entry of the cache: the pixels of a data set as they left the decoder, and what is known of each file.
 
 An entry is a folder of two files. ``pixels`` holds the uint8 rows (C, H, W) of the usable images one after the
-other. ``index`` has three lines: the sha256 of the other two, what the entry is for, and a column for each thing
-that is remembered of the files, all JSON in ASCII, since names may hold line ends and bytes that are no text.
+other. ``index`` has a line with the sha256 of all that follows, a line of JSON that says what the entry is for, and
+what is remembered of the files, as :mod:`ddpmctl.data.records` packs it.
 """
 
 from __future__ import annotations
@@ -13,47 +13,26 @@ import math
 import mmap
 import sys
 import zlib
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
 from PIL import features
 
 from ddpmctl.config import DataConfig
-from ddpmctl.data import decode, formats, modes
-from ddpmctl.data.decode import Pixels, Probe, parse_colour
+from ddpmctl.data import decode, formats, modes, records
+from ddpmctl.data.decode import Pixels, parse_colour
+from ddpmctl.data.records import Records, pack, unpack
 
 PIXELS = "pixels"
 INDEX = "index"
 FEATURES = "features.npz"
 _CHUNK = 64 * 2**20
 
-# A change within the same tick of the file system's clock leaves no trace; the coarsest clocks tick every 2 s.
-TICK_NS = 2 * 10**9
-
-
-class Record(NamedTuple):
-    """What is remembered of one file.
-
-    ``stamp``: :meth:`Listing.stamp`, or "" where the file has to be read again. ``seen``: what the header says,
-    None when it is unreadable. ``content``: sha256 in hex, "" of a bad file. ``reason``: why it is bad, "" of a
-    usable image. ``row``: its place among the pixels, -1 of a bad file.
-    """
-
-    stamp: str
-    seen: Probe | None
-    content: str
-    reason: str
-    row: int
-
-
-Records = dict[str, Record]
-"""By name, in the order of the names."""
 Index = tuple[dict[str, Any], Records]
 """What an entry is for, and what is remembered."""
 
@@ -93,7 +72,7 @@ def short_digest(text: str) -> str:
 @cache
 def decoder_version() -> str:
     """Changes with what makes an entry of files: our own source, Pillow, and the libraries below it."""
-    sources = (decode.__file__, formats.__file__, modes.__file__, __file__)
+    sources = (decode.__file__, formats.__file__, modes.__file__, records.__file__, __file__)
     digest = hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
     libraries = [features.version(name) for name in ("jpg", "jpg_2000", "libtiff", "webp")]
     return f"{digest[:16]} {PIL.__version__} {libraries}"
@@ -101,37 +80,19 @@ def decoder_version() -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry opened: its pixels (N, C, H, W), which can be changed in memory only, and its records."""
+    """An entry opened: its pixels (N, C, H, W), which can be changed in memory only, its records and their fingerprint."""
 
     folder: Path
     pixels: Pixels
     crc: int
     records: Records
+    fingerprint: str
 
 
-def unchanged(records: Mapping[str, Record], stamps: Mapping[str, str]) -> Records:
-    """The records of files that are now as they were then."""
-    return {name: record for name, record in records.items() if record.stamp and stamps.get(name) == record.stamp}
-
-
-def settled(stamp: str, now_ns: int) -> bool:
-    """Whether any later change of the file is going to show in its stamp: at ``now_ns`` it has long been at rest."""
-    return bool(stamp) and max(map(int, stamp.split()[1:3])) < now_ns - TICK_NS
-
-
-def write_index(about: About, shape: tuple[int, ...], crc: int, records: Records) -> bytes:
+def write_index(about: About, shape: tuple[int, ...], crc: int, records: Records, fingerprint: str) -> bytes:
     """The content of ``index`` for pixels of ``shape`` (N, C, H, W) and checksum ``crc``."""
-    probes: dict[Probe | None, int] = {None: 0}
-    columns = {
-        "names": list(records),
-        "stamps": [record.stamp for record in records.values()],
-        "seen": [probes.setdefault(record.seen, len(probes)) for record in records.values()],
-        "contents": [record.content for record in records.values()],
-        "reasons": [record.reason for record in records.values() if record.reason],
-        "probes": [asdict(probe) for probe in probes if probe],
-    }
-    head = {**asdict(about), "decoder": decoder_version(), "shape": shape, "crc": crc}
-    body = f"{json.dumps(head)}\n{json.dumps(columns, separators=(',', ':'))}".encode("ascii")
+    head = {**asdict(about), "decoder": decoder_version(), "shape": shape, "crc": crc, "fingerprint": fingerprint}
+    body = json.dumps(head).encode("ascii") + b"\n" + pack(records)
     return hashlib.sha256(body).hexdigest().encode("ascii") + b"\n" + body
 
 
@@ -151,19 +112,8 @@ def read_index(folder: Path) -> Index:
     checksum, _, body = (folder / INDEX).read_bytes().partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode("ascii") != checksum:
         raise ValueError("damaged index")
-    head, columns = (json.loads(line) for line in body.split(b"\n"))
-    probes = [None, *(Probe(**{**probe, "size": tuple(probe["size"])}) for probe in columns["probes"])]
-    reasons = iter(columns["reasons"])
-    records, row = Records(), 0
-    for name, stamp, seen, content in zip(
-        columns["names"], columns["stamps"], columns["seen"], columns["contents"], strict=True
-    ):
-        if content:
-            records[name] = Record(stamp, probes[seen], content, "", row)
-            row += 1
-        else:
-            records[name] = Record(stamp, probes[seen], "", next(reasons), -1)
-    return head, records
+    head, _, packed = body.partition(b"\n")
+    return json.loads(head), unpack(packed)
 
 
 def open_entry(folder: Path, about: About, index: Index | None = None) -> Entry:
@@ -178,7 +128,7 @@ def open_entry(folder: Path, about: About, index: Index | None = None) -> Entry:
     pixels = map_privately(folder / PIXELS, tuple(head["shape"]))
     if (folder / PIXELS).stat().st_size != pixels.nbytes or checksum_of(pixels) != head["crc"]:
         raise ValueError("damaged pixels")
-    return Entry(folder, pixels, head["crc"], records)
+    return Entry(folder, pixels, head["crc"], records, head["fingerprint"])
 
 
 def map_privately(path: Path, shape: tuple[int, ...]) -> Pixels:
@@ -205,11 +155,6 @@ def checksum_of(pixels: Pixels, crc: int = 0) -> int:
     for start in range(0, len(flat), _CHUNK):
         crc = zlib.crc32(flat[start : start + _CHUNK], crc)
     return crc
-
-
-def contents(records: Records) -> list[str]:
-    """The contents of the usable images, by row."""
-    return [record.content for record in records.values() if record.content]
 
 
 def files_of(place: Path) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from PIL import Image
 
@@ -56,6 +58,7 @@ def to_mode(image: Image.Image, mode: str, background: tuple[int, int, int]) -> 
     return image if image.mode == mode else image.convert(mode)
 
 
+@cache
 def fill_value(colour: tuple[int, int, int], mode: str) -> Fill:
     """The colour around padded images; see-through where the mode can be."""
     if mode == "RGBA":

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from types import TracebackType
 
 import numpy as np
@@ -14,11 +13,15 @@ import numpy as np
 from ddpmctl.data.cache import Cache, update
 from ddpmctl.data.decode import Pixels
 from ddpmctl.data.draft import Draft
-from ddpmctl.data.entry import About, Entry, Record, Records, contents, unchanged
+from ddpmctl.data.entry import About, Entry
+from ddpmctl.data.records import Contents, Numbers, Records, places_in
+from ddpmctl.data.scan import Listing
 from ddpmctl.errors import DataError
 
 IN_MEMORY_BYTES = 2 * 2**30
 """What is larger and not cached is kept in an unnamed temporary file and paged in by the system as it is used."""
+
+_STEP_BYTES = 16 * 2**20
 
 
 class PixelRows:
@@ -26,53 +29,71 @@ class PixelRows:
 
     As long as the rows are those of the entry in the cache, that is used as it is. With the first that is not, they
     are copied to a new place: the next entry of the cache, or where there can be none, :func:`allocate`.
-    ``stamps``: of every file that may give a row, by name. ``known``: what need not be read, for it is remembered.
+    ``listing``: the files that may give a row. ``known``: where each of them stands in the records of the entry, int64
+    (N,), -1 where it has to be read. ``longest``: files that may be put together in one step, so that little is in memory.
     """
 
-    def __init__(self, about: About, stamps: Mapping[str, str], cache: Cache | None) -> None:
+    def __init__(self, about: About, listing: Listing, cache: Cache | None) -> None:
         self.about, self.cache = about, cache
         self.old: Entry | None = cache.open(about) if cache else None
-        self.known: Records = unchanged(self.old.records, stamps) if self.old else {}
+        self.known: Numbers = np.full(len(listing), -1, dtype=np.int64)
+        self._old_good, self._old_contents = np.empty(0, np.bool_), np.empty((0, 32), np.uint8)
+        if self.old:
+            self.known = places_in(self.old.records, listing.names, listing.stamps)
+            self._old_good = self.old.records.good
+            self._old_contents = self.old.records.contents[self._old_good]
+        self._old_rows = np.cumsum(self._old_good) - 1
         self.count = 0
-        self._old_contents = contents(self.old.records) if self.old else []
-        self._shape = (len(stamps), about.channels, *about.size)
+        self._shape = (len(listing), about.channels, *about.size)
+        self.longest = max(1, _STEP_BYTES // math.prod(self._shape[1:]))
         self._draft: Draft | None = None
         self._array = np.empty(0, np.uint8)
 
-    def remembered(self, record: Record) -> Pixels | None:
-        """The pixels (C, H, W) of one that is ``known``; None of a bad file."""
-        return self.old.pixels[record.row] if self.old and record.content else None
+    def unaltered(self, listing: Listing) -> Entry | None:
+        """The entry, where it is of these very files and all of them are as they were."""
+        same = self.old is not None and listing.names == self.old.records.names and bool((self.known >= 0).all())
+        return self.old if same else None
 
-    def add(self, content: str, pixels: Pixels) -> int:
-        """Add a row (C, H, W) made of a file of that ``content`` (sha256 in hex); returns its number.
+    def keep(self, places: Numbers) -> None:
+        """Add the rows of the good ones of the files at ``places`` in the records of the entry. Raises as :meth:`add` does."""
+        assert self.old
+        places = places[self._old_good[places]]
+        if not len(places):
+            return
+        rows = self._old_rows[places]
+        beside = rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())  # each other: no copy
+        pixels = self.old.pixels[rows[0] : rows[-1] + 1] if beside else self.old.pixels[rows]
+        self.add(self.old.records.contents[places], pixels)
+
+    def add(self, contents: Contents, pixels: Pixels) -> None:
+        """Add rows (K, C, H, W) made of files of these ``contents``.
 
         Raises :class:`DataError` when there is no room on any disk, :class:`Lost` when a disk fails.
         """
         # Like content gives like pixels, so a file that was only touched or read again for safety costs no copy.
-        if not self._moved and self._old_contents[self.count : self.count + 1] != [content]:
+        stop = self.count + len(contents)
+        if not self._moved and not np.array_equal(self._old_contents[self.count : stop], contents):
             self._move()
         if self._moved:
-            self._put(self.count, pixels[None])
-        self.count += 1
-        return self.count - 1
+            self._put(self.count, pixels)
+        self.count = stop
 
-    def finish(self, records: Records) -> Pixels:
+    def finish(self, records: Records, fingerprint: str) -> Pixels:
         """All rows (N, C, H, W); they and ``records`` are what the cache remembers. Raises as :meth:`add` does."""
-        if not self._moved and self.count < len(self._old_contents):
-            self._move()
-        pixels = self._finished(records)
+        pixels = self.old.pixels if self.old and records is self.old.records else self._finished(records, fingerprint)
         if self.cache:
             self.cache.trim()
         return pixels
 
-    def _finished(self, records: Records) -> Pixels:
+    def _finished(self, records: Records, fingerprint: str) -> Pixels:
+        if not self._moved and self.count < len(self._old_contents):
+            self._move()
         if self.old and not self._moved:
-            if records != self.old.records:
-                update(self.old, self.about, records)
+            update(self.old, self.about, records, fingerprint)
             return self.old.pixels
         if self._draft and self.count:
             try:
-                return self._draft.publish(records)
+                return self._draft.publish(records, fingerprint)
             except OSError:
                 self._retreat()
         return self._array[: self.count]

@@ -2,38 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Generator
 from contextlib import closing
+from itertools import chain
+from types import TracebackType
 from typing import Literal, TypeVar
 
 from ddpmctl.data.decode import quiet
-from ddpmctl.data.formats import BadImage
+from ddpmctl.data.formats import MAX_FILE_BYTES, BadImage
 from ddpmctl.data.pool import ordered_map
-from ddpmctl.data.scan import ImageFile, Listing
+from ddpmctl.data.records import Numbers
+from ddpmctl.data.scan import ZIP_FAULTS, Listing, because
+from ddpmctl.errors import DataError
 
 Result = TypeVar("Result")
 
 
+
 def read_map(
-    function: Callable[[bytes], Result], listing: Listing, files: Sequence[ImageFile], workers: int | Literal["auto"]
+    function: Callable[[bytes], Result],
+    listing: Listing,
+    files: Numbers,
+    workers: int | Literal["auto"],
+    *,
+    together: int = 1,
+    glance: Callable[[bytes], Result | None] = lambda start: None,
+    glanced: int = 0,
 ) -> Generator[Result | BadImage, None, None]:
-    """Yield ``function(content)`` of each of ``files`` in order, or the :class:`BadImage` that came of it.
+    """Yield ``function(content)`` of each of ``files``, numbers in ``listing``, in order, or the :class:`BadImage` of it.
 
     A file that is not as ``listing.stamps`` has it is bad, for what was read may be half old and half new. Without
-    files nothing is opened. Raises :class:`DataError` when a zip has gone. Close it when leaving early.
+    files nothing is opened. ``together``: files that a thread takes at a time, for small ones are read faster than
+    they are handed over. ``glance`` is tried first, on the first ``glanced`` bytes; where it says None, all are read.
+    Raises :class:`DataError` when a zip has gone. Close it when leaving early.
     """
-    if not files:
+    if not len(files):
         return
-    stamps = listing.stamps
+    names, stamps = listing.names, listing.stamps
 
-    def work(file: ImageFile) -> Result | BadImage:
+    def one(number: int) -> Result | BadImage:
         try:
-            raw = reader.read(file)
-            if listing.stamp(file) != stamps[file.name]:
+            raw = reader.read(names[number], glanced)
+            found = glance(raw)
+            if found is None and 0 < glanced <= len(raw):
+                raw = reader.read(names[number])
+            if listing.stamp(names[number]) != tuple(stamps[number].tolist()):
                 raise BadImage("changed while it was read", lasting=False)
-            return function(raw)
+            return function(raw) if found is None else found
         except BadImage as bad:
             return bad
 
-    with quiet(), listing.reader() as reader, closing(ordered_map(work, files, workers)) as results:
-        yield from results
+    def work(numbers: Numbers) -> list[Result | BadImage]:
+        return [one(number) for number in numbers.tolist()]
+
+    portions = (files[start : start + together] for start in range(0, len(files), together))
+    with quiet(), Reader(listing) as reader, closing(ordered_map(work, portions, workers)) as results:
+        yield from chain.from_iterable(results)
+
+
+class Reader:
+    """Reads the files of a :class:`Listing`, from several threads at a time. A context manager."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._lock = threading.Lock()
+        self._archive: zipfile.ZipFile | None = None
+        if listing.is_zip:
+            try:
+                self._archive = zipfile.ZipFile(listing.root)
+            except ZIP_FAULTS as error:
+                raise DataError(f"{listing.root}: broken zip: {because(error)}", "make it again") from error
+
+    def read(self, name: str, most: int = 0) -> bytes:
+        """The bytes of one file, or with ``most`` so many of them or more; raises :class:`BadImage` where that fails."""
+        try:
+            if self._archive is not None:
+                return self._read_member(self._archive, self._listing.members[name])
+            with open(f"{self._listing.root}/{name}", "rb", buffering=0) as stream:  # noqa: PTH123 - there may be a million
+                if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
+                    raise BadImage(f"more than {MAX_FILE_BYTES // 2**20} MiB")
+                return stream.read(most) if most else stream.readall()
+        except ZIP_FAULTS as error:
+            raise BadImage(because(error), lasting=not isinstance(error, OSError | MemoryError)) from error
+
+    def _read_member(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+        # Opening and closing count references to the shared file handle; reading takes zipfile's own lock.
+        with self._lock:
+            stream = archive.open(info)
+        try:
+            # With a size, zipfile unpacks no more than that, even where the declared size is a lie.
+            return stream.read(info.file_size)
+        finally:
+            with self._lock:
+                stream.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._archive is not None:
+            self._archive.close()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 from ddpmctl.config import DataConfig
-from ddpmctl.data.decode import Probe, probe
-from ddpmctl.data.formats import BadImage
-from ddpmctl.data.reading import read_map
-from ddpmctl.data.scan import ImageFile, Listing
+from ddpmctl.data.decode import Probe
+from ddpmctl.data.records import Records
+from ddpmctl.data.scan import Listing
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
 
@@ -32,6 +32,7 @@ class DataReport:
     ``enlarged``: smaller than the target in a side, so scaled up (with ``fit: pad``: padded). ``animated``:
     files of several pictures, of which the first is used. ``odd_aspect``: more than 3 times as long as wide.
     ``bad``: (name, reason) of unreadable images. ``ignored``: files that are no images by their name.
+    ``headers_only``: images that nobody has decoded, so that more may be bad.
     """
 
     usable: int = 0
@@ -46,32 +47,44 @@ class DataReport:
     enlarged: int = 0
     ignored: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
+    headers_only: int = 0
 
     @classmethod
-    def of(cls, listing: Listing) -> DataReport:
-        """An empty report that knows what the scan has left out."""
-        return cls(ignored=listing.ignored, bad=[(shown(name), reason) for name, reason in listing.refused])
+    def of(cls, listing: Listing, records: Records, target: Size | None = None) -> DataReport:
+        """Of the files of ``records``, the first of ``listing``, and of what the scan has left out.
+
+        ``target`` is the (height, width) to come, None when unknown.
+        """
+        report = cls(ignored=listing.ignored, bad=[(shown(name), reason) for name, reason in listing.refused])
+        report.bad += [(shown(records.names[number]), reason) for number, reason in sorted(records.reasons.items())]
+        good = records.good
+        kinds, first, counts = np.unique(records.seen[good], return_index=True, return_counts=True)
+        for at in np.argsort(first):  # in the order of the files, which decides between equal counts
+            report.add(records.probes[kinds[at]], int(counts[at]), target)
+        for group in listing.groups():
+            count = int(np.count_nonzero(good[group.start : group.stop]))
+            if group.label is not None and count:
+                report.classes[group.label] += count
+        return report
 
     @property
     def total(self) -> int:
         """Image files, usable or bad."""
         return self.usable + len(self.bad)
 
-    def add(self, file: ImageFile, seen: Probe, target: Size | None) -> None:
-        """Count one usable image; ``target`` is the (height, width) to come, None when unknown."""
+    def add(self, seen: Probe, count: int, target: Size | None) -> None:
+        """Count ``count`` usable images of one kind."""
         height, width = seen.size
-        self.usable += 1
-        self.sizes[seen.size] += 1
-        self.modes[seen.mode] += 1
-        self.formats[seen.format] += 1
-        if file.label is not None:
-            self.classes[file.label] += 1
-        self.grey += seen.grey
-        self.alpha += seen.alpha
-        self.animated += seen.animated
-        self.odd_aspect += max(height, width) > ODD_ASPECT * min(height, width)
+        self.usable += count
+        self.sizes[seen.size] += count
+        self.modes[seen.mode] += count
+        self.formats[seen.format] += count
+        self.grey += count * seen.grey
+        self.alpha += count * seen.alpha
+        self.animated += count * seen.animated
+        self.odd_aspect += count * (max(height, width) > ODD_ASPECT * min(height, width))
         if target is not None:
-            self.enlarged += height < target[0] or width < target[1]
+            self.enlarged += count * (height < target[0] or width < target[1])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain scalars, lists and dicts, commonest first."""
@@ -107,6 +120,8 @@ class DataReport:
         if self.bad:
             name, reason = self.bad[0]
             lines.append(f"{share(len(self.bad), 'is', 'are')} unreadable, the first: {name}: {reason}")
+        if self.headers_only:
+            lines.append(f"{share(self.headers_only, 'was', 'were')} known by the header only: training decodes all")
         if self.usable < FEW_IMAGES:
             lines.append(f"{self.usable} images, fewer than {FEW_IMAGES}: the model may memorise them")
         if batch_size is not None and self.usable < batch_size:
@@ -129,37 +144,6 @@ class DataReport:
 def size_name(size: Size) -> str:
     """``48x64`` for height 48, width 64."""
     return f"{size[0]}x{size[1]}"
-
-
-def survey(
-    listing: Listing,
-    *,
-    target: Size | None = None,
-    workers: int | Literal["auto"] = "auto",
-    full: bool = False,
-    known: Mapping[str, Probe | BadImage] | None = None,
-    enough: Callable[[DataReport], bool] | None = None,
-    progress: Progress | None = None,
-) -> DataReport:
-    """Read the header of every image, or with ``full`` decode it; ``target``: the (height, width) to come.
-
-    Files in ``known`` are not opened, for their header is there. Stops early when the report so far is ``enough``.
-    Bad images are counted, never raised. Raises :class:`DataError` only when a zip has gone.
-    """
-    report, known = DataReport.of(listing), known or {}
-    unknown = [file for file in listing.files if file.name not in known]
-    with closing(read_map(lambda raw: probe(raw, full=full), listing, unknown, workers)) as results:
-        for done, file in enumerate(listing.files, start=1):
-            seen = known[file.name] if file.name in known else next(results)
-            if isinstance(seen, BadImage):
-                report.bad.append((shown(file.name), seen.reason))
-            else:
-                report.add(file, seen, target)
-            if progress is not None and (file.name not in known or done == len(listing.files)):
-                progress(done, len(listing.files))
-            if enough is not None and enough(report):
-                break
-    return report
 
 
 def resolve_shape(config: DataConfig, report: DataReport, path: Path) -> tuple[Size, int]:

@@ -1,4 +1,4 @@
-"""Find the image files of a folder or ``.zip``, and read their bytes."""
+"""Find the image files of a folder or ``.zip``."""
 
 from __future__ import annotations
 
@@ -6,78 +6,85 @@ import os
 import re
 import stat
 import struct
-import threading
 import zipfile
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import islice
+from operator import le
 from pathlib import Path
-from types import TracebackType
+from typing import NamedTuple
 
-from ddpmctl.data.formats import EXTENSIONS, MAX_FILE_BYTES, BadImage
+import numpy as np
+import numpy.typing as npt
+
+from ddpmctl.data.formats import EXTENSIONS, MAX_FILE_BYTES
+from ddpmctl.data.pool import worker_count
+from ddpmctl.data.stamper import Stamper
+from ddpmctl.data.stamps import COLUMNS, Stamp, stamp
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
+
+Stamps = npt.NDArray[np.int64]
+"""A row for each file, of its :data:`Stamp`."""
 
 # A member that unpacks to more than this many times its packed size is refused, unless it is small anyway.
 _MAX_RATIO = 250
 _SMALL = 4 * 2**20
 _CLUTTER = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
-_FAULTS = (
+ZIP_FAULTS = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, ArithmeticError, MemoryError,
     zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
 _GIVE_IMAGES = "give a folder or a .zip of images (png, jpg, webp, tif, bmp, gif, ...)"
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """``name``: posix path below the root. ``label``: its first folder level, None at the top."""
+class Group(NamedTuple):
+    """Files ``start`` to ``stop`` of a listing lie in one folder of the first level, ``label``, or all at the top: None."""
 
-    name: str
+    start: int
+    stop: int
     label: str | None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files below ``root`` (a folder or a ``.zip``), sorted by name.
+    """The image files below ``root`` (a folder or a ``.zip``): posix paths below it, sorted. There may be millions.
 
+    ``stamps``: the :meth:`stamp` of every file, int64 (N, 3) or of a zip (N, 5), taken once, before anything is read.
     ``ignored`` counts files that are no images by their ending, hidden files and hidden folders; ``refused``
     are (name, reason) of images that cannot safely be read.
     """
 
     root: Path
     is_zip: bool
-    files: list[ImageFile]
+    names: list[str]
+    stamps: Stamps
     ignored: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     members: dict[str, zipfile.ZipInfo] = field(default_factory=dict, repr=False)
 
-    def reader(self) -> Reader:
-        """Open for reading; raises :class:`DataError` when the zip is gone."""
-        return Reader(self)
+    def __len__(self) -> int:
+        return len(self.names)
 
-    @cached_property
-    def stamps(self) -> dict[str, str]:
-        """The :meth:`stamp` of every file by name, taken once: ask for it before reading anything."""
-        return {file.name: self.stamp(file) for file in self.files}
+    def stamp(self, name: str) -> Stamp:
+        """What is another when the file is; opens nothing. A member of a zip has the stamp of the zip, its checksum and size."""
+        if self.is_zip:
+            return _member_stamp(stamp(str(self.root)), self.members[name])
+        return stamp(f"{self.root}/{name}")
 
-    def stamp(self, file: ImageFile) -> str:
-        """What is another when the file is: size and times of change in ns, "" when it has gone. Opens nothing.
-
-        The second time is that of the last change of anything, which no program can set back: a file may be
-        replaced by one of the same size and date. A member of a zip has the stamp of the zip, its checksum and size.
-        """
-        try:
-            # twice as fast as pathlib, and there may be a million of them
-            found = os.stat(self.root if self.is_zip else f"{self.root}/{file.name}")  # noqa: PTH116
-        except OSError:
-            return ""
-        stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
-        if not self.is_zip:
-            return stamp
-        member = self.members[file.name]
-        return f"{stamp} {member.CRC} {member.file_size}"
+    def groups(self) -> Iterator[Group]:
+        """The files by their first folder level, in order; those of one folder stand together, since names are sorted."""
+        start = 0
+        while start < len(self.names):
+            top, slash, _ = self.names[start].partition("/")
+            if slash:  # "0" comes after "/"
+                stop = bisect_left(self.names, f"{top}0", start)
+            else:
+                stop = next((i for i, name in enumerate(islice(self.names, start, None), start) if "/" in name), len(self))
+            yield Group(start, stop, shown(top) if slash else None)
+            start = stop
 
 
 def find_images(path: Path) -> Listing:
@@ -88,14 +95,14 @@ def find_images(path: Path) -> Listing:
     try:
         kind = path.stat().st_mode
     except OSError as error:
-        raise DataError(f"{path}: {_because(error)}", _GIVE_IMAGES) from error
+        raise DataError(f"{path}: {because(error)}", _GIVE_IMAGES) from error
     if stat.S_ISDIR(kind):
         listing = _scan_folder(path)
     elif stat.S_ISREG(kind) and (path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
         listing = _scan_zip(path)
     else:
         raise DataError(f"{path}: neither a folder nor a .zip", _GIVE_IMAGES)
-    if not listing.files:
+    if not listing.names:
         first = [f"; {shown(name)}: {reason}" for name, reason in listing.refused[:1]]
         others = f" ({listing.ignored} other files)" if listing.ignored else ""
         raise DataError(f"{path}: no image found{others}{''.join(first)}", _GIVE_IMAGES)
@@ -103,21 +110,80 @@ def find_images(path: Path) -> Listing:
 
 
 def _scan_folder(root: Path) -> Listing:
-    files: list[ImageFile] = []
+    names: list[str] = []
     refused: list[tuple[str, str]] = []
-    ignored = 0
-    for name, fault in _walk(root):
-        if fault:
-            refused.append((name, fault))
-        elif _is_image_name(name):
-            files.append(_image_file(name))
+    ignored, stamper = 0, Stamper(str(root), worker_count("auto"))
+    for here, found in _walk(root):
+        if isinstance(found, str):
+            refused += [(here, found)] if found else []
+            ignored += not found
+            continue
+        names += found.images
+        stamper.add(found.images)
+        refused += found.refused
+        ignored += found.ignored
+    stamps = np.frombuffer(stamper.finish(), dtype=np.int64).reshape(-1, COLUMNS)
+    if not all(map(le, names, islice(names, 1, None))):
+        order = sorted(range(len(names)), key=names.__getitem__)
+        names, stamps = [names[number] for number in order], stamps[order]
+    return Listing(root, False, names, stamps, ignored, sorted(refused))
+
+
+class _Folder:
+    """What lies in one folder, ``here`` below ``root``; names are whole. Raises ``OSError``.
+
+    ``folders`` and ``links``: what to enter, real or through a link. ``ignored``: how many are no images by their name.
+    """
+
+    def __init__(self, root: Path, here: str) -> None:
+        self.here, self.prefix = here, f"{here}/" if here else ""
+        self.images: list[str] = []
+        self.folders: list[str] = []
+        self.links: list[str] = []
+        self.refused: list[tuple[str, str]] = []
+        self.ignored = 0
+        self._is_image: dict[str, bool] = {}  # by the ending, of which there are few
+        files = []
+        with os.scandir(root / here) as entries:
+            for entry in entries:  # in few lines, for there may be a million
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+                else:
+                    self._odd(entry)
+        images = [self.prefix + name for name in files if self._named_as_image(name)]
+        self.images += images
+        self.ignored += len(files) - len(images)
+        for names in (self.images, self.folders, self.links):
+            names.sort()
+
+    def _odd(self, entry: os.DirEntry[str]) -> None:
+        """A folder, a link, or what is neither that nor a file."""
+        name, named_as_image = self.prefix + entry.name, self._named_as_image(entry.name)
+        try:
+            if entry.is_dir() and not _is_clutter(entry.name):
+                (self.links if entry.is_symlink() else self.folders).append(name)
+                return
+            fault = "" if entry.is_file() else "not a regular file"
+        except OSError as error:  # a link to itself
+            fault = because(error)
+        if not named_as_image:
+            self.ignored += 1
+        elif fault:
+            self.refused.append((name, fault))
         else:
-            ignored += 1
-    return Listing(root, False, sorted(files, key=lambda file: file.name), ignored, sorted(refused))
+            self.images.append(name)
+
+    def _named_as_image(self, name: str) -> bool:
+        dot = name.rfind(".")
+        ending = name[dot:]
+        known = self._is_image.get(ending)
+        if known is None:
+            known = self._is_image[ending] = _is_image_name(f"x{ending}")
+        return known and dot > 0 and name[0] != "."
 
 
-def _walk(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield (posix name, fault or "") of files and of folders that are not entered: hidden, unreadable, or a run's.
+def _walk(root: Path) -> Iterator[tuple[str, _Folder | str]]:
+    """``root`` and the folders below it, and what lies in each, or why it is not entered: "" for that of a run.
 
     Linked folders come last and each real folder is entered once, so that a loop of links ends and a name
     goes through a link only where there is no other way to the file.
@@ -131,41 +197,32 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
             if (place.st_dev, place.st_ino) in seen:
                 continue
             seen.add((place.st_dev, place.st_ino))
-            with os.scandir(root / here) as found:
-                entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+            if here and _is_run(root / here):
+                yield here, ""
+                continue
+            found = _Folder(root, here)
         except OSError as error:
             if not here:
-                raise DataError(f"{root}: {_because(error)}", _GIVE_IMAGES) from error
-            yield here, _because(error)
+                raise DataError(f"{root}: {because(error)}", _GIVE_IMAGES) from error
+            yield here, because(error)
             continue
-        if here and {"run.yaml", "checkpoints"} <= {entry.name for entry in entries}:
-            yield here, ""  # a run that trains on the folder it lies in must not feed on its own samples
-            continue
-        for entry in entries:
-            name = f"{here}/{entry.name}" if here else entry.name
-            fault = _entry_fault(entry)
-            if fault is None:
-                (links if entry.is_symlink() else folders).append(name)
-            else:
-                yield name, fault if _is_image_name(name) else ""
+        yield here, found
+        folders += reversed(found.folders)
+        links += reversed(found.links)
 
 
-def _entry_fault(entry: os.DirEntry[str]) -> str | None:
-    """None for a folder to enter, "" for a file, else why a thing with the name of an image is none."""
-    try:
-        if entry.is_dir() and not _is_clutter(entry.name):
-            return None
-        return "" if entry.is_file() else "not a regular file"
-    except OSError as error:  # a link to itself
-        return _because(error)
+def _is_run(folder: Path) -> bool:
+    """A run that trains on the folder it lies in must not feed on its own samples."""
+    return (folder / "run.yaml").exists() and (folder / "checkpoints").exists()
 
 
 def _scan_zip(path: Path) -> Listing:
+    whole = stamp(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except _FAULTS as error:
-        raise DataError(f"{path}: broken zip: {_because(error)}", "make or download it again") from error
+    except ZIP_FAULTS as error:
+        raise DataError(f"{path}: broken zip: {because(error)}", "make or download it again") from error
     members: dict[str, zipfile.ZipInfo] = {}
     refused: dict[str, str] = {}
     ignored = 0
@@ -180,8 +237,13 @@ def _scan_zip(path: Path) -> Listing:
         else:
             members["/".join(part for part in name.split("/") if part not in ("", "."))] = info
     members = _without_shared_folder(members)
-    files = [_image_file(name) for name in sorted(members)]
-    return Listing(path, True, files, ignored, sorted(refused.items()), members)
+    names = sorted(members)
+    stamps = np.array([_member_stamp(whole, members[name]) for name in names], dtype=np.int64)
+    return Listing(path, True, names, stamps, ignored, sorted(refused.items()), members)
+
+
+def _member_stamp(whole: Stamp, member: zipfile.ZipInfo) -> Stamp:
+    return (*whole, member.CRC, member.file_size)
 
 
 def _member_fault(name: str, info: zipfile.ZipInfo) -> str:
@@ -212,11 +274,6 @@ def _without_shared_folder(members: dict[str, zipfile.ZipInfo]) -> dict[str, zip
     return members
 
 
-def _image_file(name: str) -> ImageFile:
-    top, slash, _ = name.partition("/")
-    return ImageFile(name, shown(top) if slash else None)
-
-
 def _is_clutter(part: str) -> bool:
     return part in _CLUTTER or (part.startswith(".") and part not in (".", ".."))
 
@@ -227,54 +284,7 @@ def _is_image_name(name: str) -> bool:
     return bool(stem) and f".{ending.lower()}" in EXTENSIONS and not any(map(_is_clutter, parts))
 
 
-def _because(error: BaseException) -> str:
+def because(error: BaseException) -> str:
     """A short reason: what the system says, without the path that it may repeat."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return shown(text.splitlines()[0][:120])
-
-
-class Reader:
-    """Reads the files of a :class:`Listing`, from several threads at a time. A context manager."""
-
-    def __init__(self, listing: Listing) -> None:
-        self._listing = listing
-        self._lock = threading.Lock()
-        self._archive: zipfile.ZipFile | None = None
-        if listing.is_zip:
-            try:
-                self._archive = zipfile.ZipFile(listing.root)
-            except _FAULTS as error:
-                raise DataError(f"{listing.root}: broken zip: {_because(error)}", "make it again") from error
-
-    def read(self, file: ImageFile) -> bytes:
-        """The bytes of one file; raises :class:`BadImage` when it has vanished or cannot be unpacked."""
-        try:
-            if self._archive is not None:
-                return self._read_member(self._archive, self._listing.members[file.name])
-            with (self._listing.root / file.name).open("rb") as stream:
-                data = stream.read(MAX_FILE_BYTES + 1)
-        except _FAULTS as error:
-            raise BadImage(_because(error), lasting=not isinstance(error, OSError | MemoryError)) from error
-        if len(data) > MAX_FILE_BYTES:
-            raise BadImage(f"more than {MAX_FILE_BYTES // 2**20} MiB")
-        return data
-
-    def _read_member(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-        # Opening and closing count references to the shared file handle; reading takes zipfile's own lock.
-        with self._lock:
-            stream = archive.open(info)
-        try:
-            # With a size, zipfile unpacks no more than that, even where the declared size is a lie.
-            return stream.read(info.file_size)
-        finally:
-            with self._lock:
-                stream.close()
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._archive is not None:
-            self._archive.close()
