@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from harness import by_turns, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 HERE = Path(__file__).parent
+PEERS = ("diffusers", "denoising_diffusion_pytorch")
 QUICKSTART = Setting(base=24, mults=(1, 2, 4), blocks=1, dropout=0.0, channels=1, size=28, groups=8, attention=2, device="cpu")
 """The network of examples/quickstart.yaml."""
 
@@ -210,8 +212,9 @@ TABLES: dict[str, tuple[str, Callable[[Scale], str]]] = {
 def machine() -> str:
     """What it was measured on."""
     cores, versions = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), [f"PyTorch {torch.__version__}"]
-    for peer in ("diffusers", "denoising_diffusion_pytorch"):
-        versions.append(f"{peer.replace('_', '-')} {importlib.metadata.version(peer.replace('_', '-'))}")
+    for peer in PEERS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(f"{peer.replace('_', '-')} {importlib.metadata.version(peer.replace('_', '-'))}")
     flags = sorted(name for name, there in getattr(torch.cpu, "get_capabilities", dict)().items() if there is True and "bf16" in name)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none here, so nothing is said of any"
     return (f"{cores} cores of {platform.machine()} ({', '.join(flags) or 'no bf16'}), Python {platform.python_version()}, "
@@ -250,7 +253,7 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:N  [default: cuda where there is one]")
     parser.add_argument("--out", type=Path, help="file to write, such as benchmarks/RESULTS.md")
     given = parser.parse_args()
-    missing = [name for name in ("diffusers", "denoising_diffusion_pytorch") if importlib.util.find_spec(name) is None]
+    missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"{', '.join(missing)}: not installed\npip install '.[bench]'")
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
