@@ -250,6 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="little of everything")
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="these tables; others in --out stay as they are")
+    parser.add_argument("--rounds", type=int, help="turns of everybody  [default: 5]")
     parser.add_argument("--device", help="cpu, cuda, cuda:N  [default: cuda where there is one]")
     parser.add_argument("--out", type=Path, help="file to write, such as benchmarks/RESULTS.md")
     given = parser.parse_args()
@@ -258,7 +259,7 @@ def main() -> None:
         sys.exit(f"{', '.join(missing)}: not installed\npip install '.[bench]'")
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scale = SMALL if given.small else Scale()
-    scale = scale._replace(paper=scale.paper._replace(device=device))
+    scale = scale._replace(rounds=given.rounds or scale.rounds, paper=scale.paper._replace(device=device))
     sections = sections_of(given.out)
     for title, text in measured(scale, given.only):
         print(f"## {title}\n\n{text}", flush=True)
