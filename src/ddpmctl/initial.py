@@ -30,7 +30,15 @@ def load(path: Path) -> Loaded:
     file = checkpoint_in(path)
     loaded = formats.load(file)
     empty_net(loaded.content, config_of(loaded.content, file), file)
+    check_numbers(loaded.content, file)
     return loaded
+
+
+def check_numbers(content: dict[str, Any], file: Path) -> None:
+    """Raise :class:`CheckpointError` where weights of ``content``, read from ``file``, are no numbers."""
+    weights = (*content["net"].values(), *content["ema"]["net"].values())
+    if not all(bool(value.isfinite().all()) for value in weights):
+        raise CheckpointError(f"{file}: some of its weights are no numbers", "use another checkpoint")
 
 
 def named_in(layers: Sequence[Layer]) -> tuple[Path, Loaded] | None:

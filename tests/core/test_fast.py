@@ -67,6 +67,27 @@ def test_group_norm_in_full_precision_is_pytorchs(dtype: torch.dtype) -> None:
     assert torch.equal(ours(x), F.group_norm(x, 8, ours.weight, ours.bias, ours.eps))
 
 
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    x, (ours, _) = image(16, 48, 16).requires_grad_(), norms(48, 8)
+    (grad,) = torch.autograd.grad(ours(x).float().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.float().square().sum().backward()
+
+
+def test_attention_in_float16_does_not_overflow() -> None:
+    q, v = torch.full((1, 16, 64), 100.0).half(), torch.randn(1, 16, 64).half()
+    assert torch.allclose(attend(q, q, v).float(), v.float().mean(1, keepdim=True), atol=2e-3)
+
+
+def test_attention_with_sharp_weights_in_bfloat16() -> None:
+    """Products of up to 40 are rounded to eight bits."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, 256, 64).bfloat16() * scale for scale in (3, 3, 1))
+    weights = (q.double() @ k.double().transpose(1, 2) / 8).softmax(-1)
+    right = weights @ v.double()
+    assert (attend(q, k, v) - right).norm() < 0.02 * right.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_keeps_the_mean_and_the_share(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -188,3 +188,18 @@ def test_the_help_names_the_formats(capsys: pytest.CaptureFixture[str], monkeypa
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert all(name in shown for name, row in FORMATS.items() if row.write)
     assert "predecessor" in shown
+
+
+def test_neither_the_present_folder_nor_checkpoints_of_a_run_are_replaced(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, "run")
+    Path("here").mkdir()
+    before = {file: file.read_bytes() for file in Path("run/checkpoints").iterdir()}
+    for name in ("step-00000006.pt", "step-00000099.pt"):
+        assert main(["convert", "run", f"run/checkpoints/{name}", "--overwrite"]) == 6
+    assert {file: file.read_bytes() for file in Path("run/checkpoints").iterdir()} == before
+    monkeypatch.chdir("here")
+    assert main(["convert", "../run", ".", "--to", "diffusers", "--overwrite"]) == 6
+    assert "runs in" in capsys.readouterr().err
+    assert Path.cwd().exists()

@@ -55,8 +55,20 @@ def test_a_run_starts_with_these_weights(source: str, photos: Path, trained: Pat
     for section in ("model", "diffusion"):
         assert run.config.to_dict()[section] == there["config"][section]
     kept = state_of(Path("new"), 4)
-    assert kept["step"] == 4 and kept["config"]["train"]["init_from"] == str(Path(source).absolute())
+    named = Path("run/checkpoints/step-00000006.pt") if source == "run" else Path(source)  # the very file, where it is one of a run
+    assert kept["step"] == 4 and kept["config"]["train"]["init_from"] == str(named.absolute())
     assert not torch.equal(kept["net"]["conv_in.weight"], there["net"]["conv_in.weight"])
+
+
+def test_weights_in_the_folder_to_be_replaced_are_refused_and_stay(
+    photos: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, "run")
+    before = sorted(Path("run").rglob("*"))
+    for source in ("run", "run/checkpoints/step-00000006.pt"):
+        assert main(["train", str(photos), "--init-from", source, "--out", "run", "--overwrite", *SHORT]) == 2
+        assert "--init-from" in capsys.readouterr().err
+    assert sorted(Path("run").rglob("*")) == before
 
 
 def test_the_size_may_be_another(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ def convert(
 
     Example: `ddpmctl convert ddpm-church-256/ church.pt` or `ddpmctl convert runs/photos photos-diffusers/`
     """
-    from ddpmctl.errors import CheckpointError, ConfigError
+    from ddpmctl.errors import ConfigError
+    from ddpmctl.initial import check_numbers
     from ddpmctl.interop.formats import FORMATS, format_for, load, write
     from ddpmctl.interop.imported import weights_only
     from ddpmctl.runfile import flag_layer
@@ -53,8 +54,7 @@ def convert(
     empty_net(loaded.content, config_of(loaded.content, file), file)
     tell_notes(loaded.notes)
     kept = weights_only(loaded.content, file, weights)
-    if not all(bool(value.isfinite().all()) for value in (*kept["net"].values(), *kept["ema"]["net"].values())):
-        raise CheckpointError(f"{file}: some of its weights are no numbers", "use another checkpoint")
+    check_numbers(kept, file)
     write(dst, kept, name)
     _, height, width = loaded.content["image_shape"]
     parameters = sum(value.numel() for value in loaded.content["net"].values())
@@ -67,9 +67,15 @@ def _check_place(dst: Path, *, overwrite: bool, folder: bool) -> None:
     """Raise where DST is there and may not be replaced, or cannot be made."""
     from ddpmctl.errors import OutputError
     from ddpmctl.files import check_place
+    from ddpmctl.runfolder import run_of
 
     if dst.exists() and not overwrite:
         raise OutputError(f"{dst}: exists", "choose another name, or add --overwrite")
     if dst.exists() and dst.is_dir() != folder:
         raise OutputError(f"{dst}: exists and is {'a folder' if dst.is_dir() else 'no folder'}", "choose another name")
+    if folder and Path.cwd().is_relative_to(os.path.realpath(dst)):
+        raise OutputError(f"{dst}: the folder that this command runs in, or above it", "choose another name")
+    place = dst.absolute().parent
+    if place.name == "checkpoints" and (run := run_of(place)):
+        raise OutputError(f"{dst}: among the checkpoints of {run}, which go on where they stopped", "write elsewhere")
     check_place(dst)

@@ -144,6 +144,7 @@ def _settle(
     from ddpmctl.initial import check_resumable, named_in, settings
     from ddpmctl.runfile import check_size, read_run_file
     from ddpmctl.runfile import resolve as merge
+    from ddpmctl.runfolder import checkpoint_in
 
     content = None
     if resume:
@@ -156,6 +157,8 @@ def _settle(
             check_resumable(content[1], content[0])
         layers = [read_run_file(folder.run_file), *layers]
     first = None if content else named_in(layers)
+    if first and Path(os.path.realpath(first[0])).is_relative_to(os.path.realpath(folder.path)):
+        raise ConfigError(f"--init-from {first[0]}: lies in {folder.path}, where the new run is to be", "give another --out")
     config = settings(first[1], first[0], layers) if first else merge(*layers)
     if resume and content is None:
         if folder.has_saved():
@@ -170,7 +173,8 @@ def _settle(
         update={"data": config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})}
     )
     if config.train.init_from:
-        start = str(Path(config.train.init_from).absolute())
+        # The very file, so that a run folder which trains on is not taken for what it was.
+        start = str((checkpoint_in(Path(config.train.init_from)) if first else Path(config.train.init_from)).absolute())
         config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": start})})
     if not resume:
         _check_free(folder, overwrite=overwrite)

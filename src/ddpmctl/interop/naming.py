@@ -86,10 +86,12 @@ def renewed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``state`` with the names that diffusers gives now to what it named otherwise in 2022."""
     found = {}
     for name, value in state.items():
+        now = name
         if ".attentions." in name:
             for old, new in _OLDER.items():
-                name = name.replace(old, new)
-        found[name] = value
+                now = now.replace(old, new)
+        # Both names at once are one tensor too many: it keeps its own, and is told.
+        found[name if now != name and now in state else now] = value
     return found
 
 
