@@ -68,11 +68,6 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
-    def sizes(self) -> Stamps:
-        """Bytes of each file, int64 (N,); negative of one that has gone."""
-        return self.stamps[:, -1 if self.is_zip else 0]
-
     def stamp(self, name: str) -> Stamp:
         """What is another when the file is; opens nothing. A member of a zip has the stamp of the zip, its checksum and size."""
         if self.is_zip:
