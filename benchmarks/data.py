@@ -188,13 +188,15 @@ def first_pass(work: Path, scale: Scale) -> list[list[str]]:
         with cache_in(kept):
             return seconds(lambda: load_images(config, photographs))
 
-    with get_context("spawn").Pool(worker_count("auto")) as pool:
-        pool.map(_with_draft, paths[:64])  # started, and Pillow loaded
+    def loop(decode: Callable[[str], int]) -> Callable[[], float]:
+        def theirs() -> float:
+            with get_context("spawn").Pool(worker_count("auto")) as pool:  # gone when it is our turn
+                pool.map(decode, paths[:64])  # started, and Pillow loaded
+                return seconds(lambda: pool.map(decode, paths, chunksize=16))
 
-        def loop(decode: Callable[[str], int]) -> Callable[[], float]:
-            return lambda: seconds(lambda: pool.map(decode, paths, chunksize=16))
+        return theirs
 
-        times = by_turns(scale.trials, ours, loop(_with_draft), loop(_without_draft))
+    times = by_turns(scale.trials, ours, loop(_with_draft), loop(_without_draft))
     mine, draft, plain = (len(paths) / statistics.median(column) for column in times)
     text = f"first pass over {len(paths):,} photographs of 1024x768 at {SIZE}x{SIZE}"
     return [

@@ -85,7 +85,7 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int = DEFAULT_LIMIT) -> None:
         self.folder, self.limit = folder, limit
-        self._read: dict[Path, Index] = {}  # the last one: of a million files it takes seconds
+        self._read: dict[Path, Index] = {}  # the last one: of a million files it takes a while
 
     @classmethod
     def of_user(cls) -> Cache | None:

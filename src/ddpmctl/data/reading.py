@@ -21,7 +21,6 @@ from ddpmctl.errors import DataError
 Result = TypeVar("Result")
 
 
-
 def read_map(
     function: Callable[[bytes], Result],
     listing: Listing,
