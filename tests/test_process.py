@@ -16,10 +16,10 @@ if "tuned" in sys.argv:
 import torch
 def step():
     return [torch.ones(12_000_000) for _ in range(2)]
-for _ in range(5):
+for _ in range(20):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(20):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.environ.get("GOMP_SPINCOUNT"))
 """
@@ -35,8 +35,8 @@ def run(*words: str, **environment: str) -> list[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of glibc")
 def test_memory_of_large_tensors_is_kept_for_the_next_ones():
     usual, tuned = run(), run("tuned")
-    assert int(usual[0]) > 1000  # pages that the system clears, 96 MB in each of five rounds
-    assert int(tuned[0]) < 100
+    assert int(usual[0]) > 1000  # pages that the system clears, 96 MB in each of twenty rounds
+    assert int(tuned[0]) < int(usual[0]) // 4  # now and then a small object sits where a tensor was, and the store grows by one
     assert tuned[1] == "10000"
 
 
