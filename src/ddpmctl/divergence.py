@@ -23,28 +23,35 @@ class Watch:
         self.in_a_row = 0
         self.good: deque[TrainStep] = deque(maxlen=_REMEMBERED)
         self.last: TrainStep | None = None
+        self.overflowed = False
 
     def add(self, done: TrainStep) -> None:
         """Take in a step."""
         self.last = done
         self.in_a_row = 0 if done.applied else self.in_a_row + 1
-        if done.applied and done.sound:
+        if done.applied:
             self.good.append(done)
+
+    def add_overflow(self) -> None:
+        """The weights are no numbers any more, which the last step has done, or one shortly before."""
+        self.overflowed = True
+        if self.good and self.good[-1] is self.last:
+            self.good.pop()
 
     def diverged(self) -> bool:
         """Whether the run cannot go on from here."""
-        return self.in_a_row >= self.patience or (self.last is not None and not self.last.sound)
+        return self.in_a_row >= self.patience or self.overflowed
 
     def reset(self) -> None:
         """Forget the steps that were taken back."""
-        self.in_a_row, self.last = 0, None
+        self.in_a_row, self.last, self.overflowed = 0, None, False
         self.good.clear()
 
     def problem(self) -> str:
         """What happened, in a line: step, loss before, and the layer with the largest gradient."""
         assert self.last is not None
         what = f"gradients or loss were not finite {self.in_a_row} steps in a row"
-        if not self.last.sound:
+        if self.overflowed:
             what = "the weights overflowed"
         text = f"step {self.last.step:,}: {what}"
         if not self.good:

@@ -37,8 +37,11 @@ from ddpmctl.metrics import Window
 from ddpmctl.preview import Preview
 from ddpmctl.runfile import to_yaml
 from ddpmctl.runfolder import RunFolder
-from ddpmctl.training import TrainState, TrainStep, train_steps
+from ddpmctl.training import TrainState, TrainStep, all_finite, train_steps
 from ddpmctl.validation import DRAWS, Validated, Validation, hold_out
+
+LOOK_EVERY = {"cpu": 1}
+"""Steps after which a device is waited for at the latest, to see how the run goes; a CPU need not be waited for."""
 
 Event = TrainStep | Busy | Saved | Notice | Validated | Scored
 """What :meth:`Run.train` yields."""
@@ -72,6 +75,8 @@ class Run:
         n, every = config.train.evaluate_samples, config.train.evaluate_every
         self.scoring = Scoring(dataset, n, self.grid.seed, self.device) if every else None
         self._window, self._begun = Window(), False
+        self._unread: list[TrainStep] = []
+        self._look_every = LOOK_EVERY.get(self.device.type, 16)
         self._kept, self._trying = Kept(), Attempts()
 
     def _new_net(self) -> torch.nn.Module:
@@ -122,15 +127,33 @@ class Run:
             yield from self._trying(self.folder.metrics.path, self.folder.flush_metrics)
         yield from self._account()  # a stop came in between
         for done in train_steps(self.state, self.denoiser, self.batches, self.config):
-            self._watch.add(done)
-            self._window.add(done)
-            if self._watch.diverged():
+            self._unread.append(done)
+            if self._look_is_due() and not self._look():
                 yield from self._go_back(self._watch.problem())
                 continue
             if self.state.parts != self.config.train.grad_accum:
                 yield from self.keep_parts("out of memory")
             yield done
             yield from self._account()
+
+    def _look_is_due(self) -> bool:
+        """Every few steps, and whenever something of this one is to be kept or shown."""
+        if len(self._unread) >= self._look_every:
+            return True
+        kept = self._kept.due(self.state.step, self.config.train.save_every)
+        return self._at_end() or kept or self._row_is_due() or self._grid_is_due() or self._snapshot_is_due()
+
+    def _look(self) -> bool:
+        """Take in what the steps since the last look came to; False where the run cannot go on from here."""
+        looked, self._unread = self._unread, []
+        for done in looked:
+            self._watch.add(done)
+            self._window.add(done)
+            if self._watch.diverged():
+                return False
+        if looked and not all_finite([*self.state.net.parameters(), *self.state.net.buffers()]):
+            self._watch.add_overflow()
+        return not self._watch.diverged()
 
     def _account(self) -> Iterator[Event]:
         """What is due at the present step and not yet done: its row of metrics, checkpoint and sample grid."""
@@ -184,6 +207,8 @@ class Run:
 
     def stop(self) -> Iterator[Event]:
         """Save the present step, unless it is; raises :class:`OutputError` when that fails."""
+        if not self._look():
+            yield from self._go_back(self._watch.problem())
         yield from self._save_when_sound(last=True)
 
     def _save_when_sound(self, *, last: bool = False) -> Iterator[Event]:

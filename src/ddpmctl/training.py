@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,48 @@ from ddpmctl.core.draws import T_SAMPLINGS
 from ddpmctl.core.ema import EMA
 from ddpmctl.core.losses import VLB_WEIGHT, denoising_loss
 from ddpmctl.core.noise import derive_seed, derived_generator
-from ddpmctl.core.optim import LR_SCHEDULES
+from ddpmctl.core.optim import LR_SCHEDULES, step_unless
 from ddpmctl.core.power import PowerEMA
+from ddpmctl.core.transfer import send
 from ddpmctl.data.batches import Batches
 from ddpmctl.memory import free_cached, out_of_memory
 
 
-class TrainStep(NamedTuple):
-    """One optimiser step.
+@dataclass(frozen=True, eq=False)
+class TrainStep:
+    """One optimiser step. What it came to lies on the device, as ``numbers``: the first who asks waits for it.
 
-    It is not ``applied`` where loss or gradients are not finite; then network, average and optimiser are as before.
-    Where it made the weights themselves overflow it is not ``sound``: the network is lost, the average is not touched.
-    ``largest``: the parameter with the largest gradient, or with the first that is no number.
+    ``numbers``: loss, norm of the gradients, and which of the parameters ``names`` has the largest gradient, (3,) float32.
     """
 
     step: int
-    loss: float
-    grad_norm: float
     lr: float
-    applied: bool
-    sound: bool
-    largest: str
+    numbers: Tensor
+    names: Sequence[str]
+
+    @cached_property
+    def _read(self) -> list[float]:
+        return cast("list[float]", self.numbers.tolist())
+
+    @property
+    def loss(self) -> float:
+        """Of the batch."""
+        return self._read[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """Euclidean norm of all gradients, before they are clipped."""
+        return self._read[1]
+
+    @property
+    def applied(self) -> bool:
+        """Whether loss and gradients are finite; where they are not, network and optimiser are as before."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+    @property
+    def largest(self) -> str:
+        """The parameter with the largest gradient, or with the first that is no number."""
+        return self.names[int(self._read[2])]
 
 
 @dataclass
@@ -133,7 +155,8 @@ class TrainState:
 def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig) -> Iterator[TrainStep]:
     """Train from ``state.step`` to the end. Ho et al. 2020, algorithm 1.
 
-    Every draw follows from (seed, step, rollbacks, purpose): stopping and going on changes nothing.
+    Every draw follows from (seed, step, rollbacks, purpose): stopping and going on changes nothing. The device is not
+    waited for: while it computes a step, the next one is prepared.
     """
     train = config.train
     while state.step < train.steps:
@@ -145,29 +168,20 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
         loss = add_gradients(state, denoiser, batches, config, buffers)
         state.scaler.unscale_(state.optimizer)
 
-        named = [(name, p.grad) for name, p in state.net.named_parameters() if p.grad is not None]
-        grads = [grad for _, grad in named]
+        names, grads = zip(*((name, p.grad) for name, p in state.net.named_parameters() if p.grad is not None), strict=True)
         norms = torch.stack(torch._foreach_norm(grads))
         norm = torch.linalg.vector_norm(norms)
         if train.grad_clip:
             torch._foreach_mul_(grads, (train.grad_clip / (norm + 1e-6)).clamp(max=1.0))
-        loss_now, grad_norm, largest = torch.stack([loss, norm, norms.argmax().float()]).tolist()
-        applied, sound = math.isfinite(loss_now) and math.isfinite(grad_norm), True
-        if applied:
-            state.scaler.step(state.optimizer)
-            sound = all_finite([*state.net.parameters(), *state.net.buffers()])
-            if sound:
-                state.ema.update(state.net)
-        else:
-            restore_buffers(state.net, buffers)
-        if sound:
-            for power in state.powers:
-                power.update(state.net)
-        state.scaler.update()
-        if not applied and state.scaler.is_enabled() and state.scaler.get_scale() < 1:
-            state.scaler.update(1.0)  # below, gradients vanish, and the loss would stand still without a word
+        numbers = torch.stack([loss, norm, norms.argmax().float()])
+        bad = ~numbers[:2].isfinite().all()
+        step_unless(state.optimizer, bad)
+        restore_buffers(state.net, buffers, where=bad)
+        for average in (state.ema, *state.powers):
+            average.update(state.net)
+        update_scale(state.scaler, torch.ones_like(loss))
         state.step = step
-        yield TrainStep(step, loss_now, grad_norm, lr, applied, sound, named[int(largest)][0])
+        yield TrainStep(step, lr, numbers, names)
 
 
 def add_gradients(
@@ -196,9 +210,9 @@ def add_gradients(
         of_batch = (x0, drawn.t, eps, label, drawn.weights)
         cut = (part.tensor_split(parts) if part is not None else [None] * parts for part in of_batch)
         for x0_part, t_part, eps_part, label_part, weights in zip(*cut, strict=True):
-            on_device = label_part.to(device) if label_part is not None else None
+            on_device = send(label_part, device) if label_part is not None else None
             loss = denoising_loss(
-                denoiser, x0_part.to(device), t_part, eps_part.to(device), on_device,
+                denoiser, send(x0_part, device), t_part, send(eps_part, device), on_device,
                 loss=diffusion.loss, weighting=diffusion.weighting, weights=weights,
                 vlb_weight=VLB_WEIGHT if diffusion.learn_variance else 0.0,
             )  # fmt: skip
@@ -222,10 +236,17 @@ def add_gradients(
 
 
 @torch.no_grad()
-def restore_buffers(net: nn.Module, kept: Iterable[Tensor]) -> None:
-    """Put batch-norm statistics back to what they were."""
+def restore_buffers(net: nn.Module, kept: Iterable[Tensor], *, where: Tensor | None = None) -> None:
+    """Put batch-norm statistics back to what they were, if the bool scalar ``where`` is true."""
     for buffer, before in zip(net.buffers(), kept, strict=True):
-        buffer.copy_(before)
+        buffer.copy_(before if where is None else torch.where(where, before, buffer))
+
+
+def update_scale(scaler: torch.amp.GradScaler, one: Tensor) -> None:
+    """PyTorch's update of the loss scale, but never below ``one``: gradients would vanish, and the loss stand still without a word."""
+    if scaler.is_enabled():
+        scaler.update()
+        scaler.update(scaler.scale(one).clamp(min=1.0))
 
 
 @torch.no_grad()

@@ -36,8 +36,14 @@ def test_a_bad_step_leaves_no_trace(photos, tiny, monkeypatch, norm, value):
     flags = ["--set", f"model.norm={norm}", "--set", "train.save_every=1", "--set", "train.keep=9"]
     assert train(photos, tiny, "r", *flags, "--steps", "3") == 0
     before, after = state_of(Path("r"), 2), state_of(Path("r"), 3)
-    for part in ("net", "ema", "optimizer"):
+    for part in ("net", "optimizer"):
         assert_same(before[part], after[part], part)
+    # The average takes in the weights as they stood, with its usual share for step 3.
+    for name, weights in before["net"].items():
+        expected = torch.lerp(before["ema"]["net"][name], weights, 1 - 4 / 13) if weights.is_floating_point() else weights
+        if "running" in name:
+            expected = weights
+        assert_same(expected, after["ema"]["net"][name], name)
     assert [row["skipped"] for row in rows(Path("r"))] == ["0", "0", "1"]
     assert_finite(Path("r"))
 
@@ -390,3 +396,17 @@ def test_weights_of_another_run_in_the_folders_place_are_never_gone_back_to(phot
     monkeypatch.setattr(training, "add_gradients", swapping)
     assert train(photos, tiny, "r", "--steps", "12") == Exit.DIVERGED
     assert "its folder was moved away, deleted or replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("last_bad", [7, 8, 99])
+def test_a_run_that_looks_only_now_and_then_comes_to_the_same(photos, tiny, monkeypatch, last_bad):
+    """As on a GPU: the steps between the fault and the look are taken back with the others."""
+    from ddpmctl import run
+
+    flags = ["--set", "train.log_every=5", "--set", "train.save_every=10", "--set", "train.sample_every=0", "--steps", "25"]
+    spoil_gradients(monkeypatch, lambda step, rollbacks: 6 <= step <= last_bad and rollbacks == 0)
+    assert train(photos, tiny, "often", *flags) == 0
+    monkeypatch.setitem(run.LOOK_EVERY, "cpu", 16)
+    assert train(photos, tiny, "seldom", *flags) == 0
+    assert state_of(Path("seldom"), 25)["rollbacks"] == (last_bad > 7)
+    assert_same_run(Path("often"), Path("seldom"))

@@ -10,6 +10,10 @@ from ddpmctl.cli import console
 
 if TYPE_CHECKING:
     from ddpmctl.run import Event, Run
+    from ddpmctl.training import TrainStep
+
+_READ_EVERY = 0.1
+"""Seconds between two looks at the loss, for each of which the device is waited for."""
 
 
 def summary(run: Run) -> None:
@@ -72,7 +76,7 @@ class Shown:
 
         if isinstance(event, TrainStep):
             bar.describe("training")
-            bar.update(event.step, self.meter.text(event.loss, event.lr))
+            bar.update(event.step, self.meter.text(event))
             return
         self.meter.pause()
         if isinstance(event, Busy):
@@ -94,20 +98,23 @@ class Meter:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size, self.loss, self.seconds = batch_size, math.nan, math.nan
-        self.last = time.monotonic()
+        self.last, self.read, self.unread = time.monotonic(), -math.inf, 0
 
     def pause(self) -> None:
         """Time until the next step is not training time."""
         self.last = time.monotonic()
 
-    def text(self, loss: float, lr: float) -> str:
-        """The numbers after a step; a loss that is not finite is passed over."""
+    def text(self, done: TrainStep) -> str:
+        """The numbers after a step. Its loss is read ten times a second at most; one that is not finite is passed over."""
         now = time.monotonic()
-        took, self.last = now - self.last, now
+        took, self.last, self.unread = now - self.last, now, self.unread + 1
         self.seconds = took if math.isnan(self.seconds) else self.seconds + 0.05 * (took - self.seconds)
-        if math.isfinite(loss):
-            self.loss = loss if math.isnan(self.loss) else self.loss + 0.02 * (loss - self.loss)
-        return f"loss {self.loss:.4f}  lr {lr:.1e}  {self.batch_size / max(self.seconds, 1e-9):.0f} img/s"
+        if now - self.read >= _READ_EVERY:
+            if math.isfinite(done.loss):
+                kept = 0.98**self.unread
+                self.loss = done.loss if math.isnan(self.loss) else kept * self.loss + (1 - kept) * done.loss
+            self.read, self.unread = now, 0
+        return f"loss {self.loss:.4f}  lr {done.lr:.1e}  {self.batch_size / max(self.seconds, 1e-9):.0f} img/s"
 
 
 def rehearse(run: Run) -> None:

@@ -14,6 +14,7 @@ from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import derived_generator
 from ddpmctl.core.samplers import VARIANCES, variances_of
 from ddpmctl.core.schedule import NoiseSchedule
+from ddpmctl.core.transfer import send
 
 _HALF_LEVEL = 1 / 255  # of a grey level, in [-1, 1]
 
@@ -101,7 +102,7 @@ def reverse_nats(
     if not first.any():
         return divergence
     # The mean of p at t = 1 is the estimate, as that of q is x0.
-    return torch.where(first.to(x0.device), decoder_nats(x0, estimate, ours), divergence)
+    return torch.where(send(first, x0.device), decoder_nats(x0, estimate, ours), divergence)
 
 
 def _variance(schedule: NoiseSchedule, name: str, t: Tensor, fraction: Tensor | None, like: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def _variance(schedule: NoiseSchedule, name: str, t: Tensor, fraction: Tensor | 
 
 def _beside(values: Tensor, like: Tensor) -> Tensor:
     """``values`` (B,) as (B, 1, 1, 1) of the dtype and device of ``like``."""
-    return values.view(-1, 1, 1, 1).to(like.dtype).to(like.device)
+    return send(values.view(-1, 1, 1, 1).to(like.dtype), like.device)
 
 
 def _prior(schedule: NoiseSchedule, x0: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ddpmctl.core.prediction import PREDICTIONS
 from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.core.thresholds import THRESHOLDS
+from ddpmctl.core.transfer import send
 
 
 class Estimate(NamedTuple):
@@ -68,7 +69,7 @@ class Denoiser:
         ``t``: int or (B,) on the CPU, 1..T.
         """
         # Published DDPM networks are fed 0..T-1: the one place where t becomes an index.
-        t_index = (torch.as_tensor(t).reshape(-1) - 1).expand(len(x_t)).to(x_t.device)
+        t_index = send(torch.as_tensor(t).reshape(-1) - 1, x_t.device).expand(len(x_t))
         with torch.autocast(x_t.device.type, self.autocast) if self.autocast else nullcontext():
             output = self.net(x_t, t_index, label)
         return output.to(x_t.dtype)
@@ -98,7 +99,7 @@ class Denoiser:
         none = torch.full_like(label, self.null_label)
         both = self.output(torch.cat([x_t, x_t]), level.expand(len(x_t)).repeat(2), torch.cat([label, none]))
         with_label, without = both.chunk(2)
-        w = torch.where(inside, self.guidance, 1.0).to(x_t.dtype).to(x_t.device).view(-1, 1, 1, 1)
+        w = send(torch.where(inside, self.guidance, 1.0).to(x_t.dtype), x_t.device).view(-1, 1, 1, 1)
         if self.learned_variance:
             prediction, variance = with_label.chunk(2, dim=1)
             without = without.chunk(2, dim=1)[0]

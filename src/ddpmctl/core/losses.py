@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpmctl.core.bound import reverse_nats
 from ddpmctl.core.denoiser import Denoiser
+from ddpmctl.core.transfer import send
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "l2": F.mse_loss,
@@ -80,11 +81,11 @@ def denoising_loss(
     if WEIGHTINGS[weighting] is None and weights is None and not vlb_weight:
         return LOSSES[loss](prediction, target)
     each = LOSSES[loss](prediction, target, reduction="none").flatten(1).mean(1)
-    each = each * level_weights(denoiser, t, weighting).to(each)
+    each = each * send(level_weights(denoiser, t, weighting).to(each.dtype), each.device)
     if vlb_weight and fraction is not None:
         bits = variance_loss(denoiser, x0, x_t, t, prediction, fraction)
         each = each + vlb_weight * denoiser.schedule.timesteps * bits
-    return (each if weights is None else each * weights.to(each)).mean()
+    return (each if weights is None else each * send(weights.to(each.dtype), each.device)).mean()
 
 
 def variance_loss(

@@ -12,6 +12,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from ddpmctl.core.transfer import send
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that follows from ``parts``; different parts give unrelated seeds."""
@@ -44,4 +46,4 @@ class ImageNoise:
     def __call__(self) -> Tensor:
         """The next standard normal noise, (B, C, H, W)."""
         draws = [torch.randn(self.shape, generator=g, dtype=self.dtype) for g in self.generators]
-        return torch.stack(draws).to(self.device)
+        return send(torch.stack(draws), self.device)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -68,3 +68,15 @@ def make_optimizer(
     """The optimiser of row ``name`` over the parameters of ``net``; fused kernels where the device has them."""
     fused = {p.device.type for p in net.parameters()} <= {"cpu", "cuda"}
     return OPTIMIZERS[name](net.parameters(), lr=lr, betas=betas, weight_decay=decay, fused=fused)  # type: ignore[call-arg]
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """A step of ``optimizer``, or none where ``bad``, a bool scalar on the device, is true: moments and counts stay, too.
+
+    Fused kernels look at it themselves, as they do for PyTorch's loss scaling; for others the device is waited for.
+    """
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not bad:
+        optimizer.step()

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ddpmctl.core.transfer import send
+
 
 def linear(timesteps: int) -> Tensor:
     """betas (T,) evenly from 1e-4 to 0.02 at T = 1000, scaled by 1000/T so that abar_T hardly depends on T.
@@ -96,7 +98,7 @@ class NoiseSchedule:
         """
         index = torch.as_tensor(t).reshape(-1)
         abar = self.alpha_bar[index].reshape(-1, *[1] * (like.ndim - 1))
-        pair = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).to(like.dtype).to(like.device)
+        pair = send(torch.stack([abar.sqrt(), (1 - abar).sqrt()]).to(like.dtype), like.device)
         return pair[0], pair[1]
 
     def q_sample(self, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
