@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -113,6 +115,30 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
         return net.to(device)
     # A tenth faster on a CPU with AVX-512 (quickstart network, float32); NVIDIA's tensor cores want it too.
     return net.to(device).to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def compiling(net: nn.Module, mode: str) -> Iterator[None]:
+    """Within it ``net`` runs as torch.compile makes it, by a ``mode`` of its own or ``none``: it compiles at the first call.
+
+    Raises :class:`DeviceError` where PyTorch's compiler does not get along, most often for want of a C++ compiler.
+    """
+    if mode == "none":
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    net.compile(mode=mode)
+    try:
+        yield
+    except TorchDynamoException as error:
+        problem = " ".join(str(error).partition("\n\nSet TORCH")[0].split())[:300]
+        raise DeviceError(
+            f"train.compile {mode}: PyTorch's compiler failed: {problem}",
+            "install a C++ compiler such as g++, or leave it out with --set train.compile=none",
+        ) from error
+    finally:
+        net._compiled_call_impl = None
 
 
 def build_schedule(config: RunConfig) -> NoiseSchedule:

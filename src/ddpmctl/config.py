@@ -201,6 +201,11 @@ class TrainConfig(Section):
     beta1: Annotated[Number, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first decay")
     beta2: Annotated[Number, Field(ge=0, lt=1)] = Field(0.999, description="Adam's second decay")
     weight_decay: Rate = Field(0.0, description="weight decay")
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
+        "none",
+        description="torch.compile of the network: none | default | reduce-overhead (CUDA graphs) | max-autotune; "
+        "the first step takes a minute or more",
+    )
     init_from: Place | None = Field(
         None, description="checkpoint or run folder, of other tools too, whose weights a new run starts with; --init-from"
     )

@@ -17,6 +17,7 @@ from ddpmctl.build import (
     build_net,
     build_optimizer,
     build_powers,
+    compiling,
     place,
     precision_name,
     resolve_device,
@@ -126,7 +127,7 @@ class Run:
         if self.folder.metrics.unwritten:
             yield from self._trying(self.folder.metrics.path, self.folder.flush_metrics)
         yield from self._account()  # a stop came in between
-        for done in train_steps(self.state, self.denoiser, self.batches, self.config):
+        for done in self._steps():
             self._unread.append(done)
             if self._look_is_due() and not self._look():
                 yield from self._go_back(self._watch.problem())
@@ -135,6 +136,10 @@ class Run:
                 yield from self.keep_parts("out of memory")
             yield done
             yield from self._account()
+
+    def _steps(self) -> Iterator[TrainStep]:
+        with compiling(self.state.net, self.config.train.compile):
+            yield from train_steps(self.state, self.denoiser, self.batches, self.config)
 
     def _look_is_due(self) -> bool:
         """Every few steps, and whenever something of this one is to be kept or shown."""

@@ -43,6 +43,8 @@ def summary(run: Run) -> None:
         ("saved to", f"{run.folder.path}  (checkpoint every {train.save_every:,} steps, "
                      + (f"grid every {train.sample_every:,})" if train.sample_every else "grid at the end)")),
     ]  # fmt: skip
+    if train.compile != "none":
+        rows.insert(-2, ("compiled", f"by torch.compile, {train.compile}: the first step takes a minute or more"))
     if run.validation:
         every = f"every {train.val_every:,} steps" if train.val_every else "at the end"
         rows.insert(2, ("held out", f"{len(run.validation.held):,} images; val_loss is measured on them {every}"))
