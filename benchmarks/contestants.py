@@ -206,8 +206,9 @@ def _our_net(setting: Setting, precision: str) -> Callable[[], object]:
 
     process.tune()
     device = torch.device(setting.device)
-    net = build.place(setting.net(), device).eval()
-    denoiser = build.build_denoiser(config_of(setting, precision), net, build.resolve_precision(precision, device))
+    autocast = build.resolve_precision(precision, device)
+    net = build.round_once(build.place(setting.net(), device).eval(), autocast)
+    denoiser = build.build_denoiser(config_of(setting, precision), net, autocast)
     x_t = torch.randn(setting.batch, setting.channels, setting.size, setting.size, device=device)
     return lambda: denoiser.output(x_t, 500)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ddpmctl import averages, runfolder
-from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision
+from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision, round_once
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import ImageNoise
@@ -119,10 +119,9 @@ def load_model(
     else:
         averaged = content["ema"]["net"] if weights == "ema" else content["net"]
     net.load_state_dict(averaged, strict=True)
-    net = place(net, target).eval().requires_grad_(False)
-    denoiser = build_denoiser(
-        config, net, resolve_precision(precision, target), threshold=threshold, guidance=guidance, interval=interval
-    )
+    autocast = resolve_precision(precision, target)
+    net = round_once(place(net, target).eval().requires_grad_(False), autocast)
+    denoiser = build_denoiser(config, net, autocast, threshold=threshold, guidance=guidance, interval=interval)
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
                  str(content["digest"]), file, target, (content.get("data") or {}).get("fingerprint", ""), error, loaded.notes)  # fmt: skip
 
