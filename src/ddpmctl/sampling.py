@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import torch
 
 from ddpmctl import averages, runfolder
-from ddpmctl.build import build_denoiser, build_net, place, precision_name, resolve_device, resolve_precision, round_once
+from ddpmctl.build import (
+    build_denoiser,
+    build_net,
+    place,
+    precision_name,
+    resolve_device,
+    resolve_precision,
+    round_once,
+)
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import ImageNoise
