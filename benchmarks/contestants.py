@@ -7,8 +7,10 @@ to 1, Adam, average of the weights. An evaluator is called once for one evaluati
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -48,52 +50,39 @@ class Setting(NamedTuple):
         ).to(self.device)  # fmt: skip
 
 
-class _Data:
-    """What our batches read."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images, self.labels = images, None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def config_of(setting: Setting, precision: str) -> Any:
-    """Our run configuration."""
+def config_of(setting: Setting, precision: str, compiled: str = "none") -> Any:
+    """Our run configuration: endless, and nothing is drawn or saved on the way."""
     from ddpmctl.config import RunConfig
 
     return RunConfig.model_validate({
         "device": setting.device, "precision": precision, "data": {"size": setting.size},
         "model": {"base_channels": setting.base, "channel_mults": list(setting.mults), "num_res_blocks": setting.blocks,
                   "attention_levels": [setting.attention], "dropout": setting.dropout, "norm_groups": setting.groups},
-        "train": {"steps": 10**9, "batch_size": setting.batch},
+        "train": {"steps": 10**9, "batch_size": setting.batch, "compile": compiled, "save_every": 10**9, "sample_every": 0, "val_every": 0},
     })  # fmt: skip
 
 
-def training_of(setting: Setting, precision: str, *, compiled: bool = False) -> tuple[Any, Any, Any, Any]:
-    """State, denoiser, batches and configuration of our training loop."""
-    from ddpmctl import build
-    from ddpmctl.data.batches import Batches
-    from ddpmctl.training import TrainState
+@contextmanager
+def run_of(setting: Setting, precision: str, compiled: str = "none") -> Iterator[Any]:
+    """A run as ``ddpmctl train`` makes it, in a folder of its own."""
+    from ddpmctl.data.dataset import ImageDataset
+    from ddpmctl.data.report import DataReport
+    from ddpmctl.run import Run
+    from ddpmctl.runfolder import RunFolder
 
     process.tune()  # as the command line does
-    config, device = config_of(setting, precision), torch.device(setting.device)
-    autocast = build.resolve_precision(precision, device)
-    torch.manual_seed(0)
-    net = build.place(build.build_net(config, setting.channels, 0), device)
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
-    state = TrainState(net, build.build_ema(config, net), build.build_optimizer(config, net), scaler)
-    if compiled:
-        net.compile()
-    batches = Batches(_Data(setting.images()), setting.batch, 0)  # type: ignore[arg-type]
-    return state, build.build_denoiser(config, net, autocast), batches, config
+    images = setting.images()
+    report = DataReport(len(images))
+    with tempfile.TemporaryDirectory() as place:
+        run = Run(config_of(setting, precision, compiled), ImageDataset(images, None, [], report, ""), RunFolder(Path(place) / "run"))
+        run.begin()
+        yield run
 
 
-def ours(setting: Setting, precision: str = "auto", *, compiled: bool = False) -> Iterator[object]:
-    """``ddpmctl train``: its own loop."""
-    from ddpmctl.training import train_steps
-
-    return train_steps(*training_of(setting, precision, compiled=compiled))
+def ours(setting: Setting, precision: str = "auto", compiled: str = "none") -> Iterator[object]:
+    """``ddpmctl train`` without its screen."""
+    with run_of(setting, precision, compiled) as run:
+        yield from run.train()
 
 
 def without_fast_layers(setting: Setting) -> Iterator[object]:
@@ -193,7 +182,7 @@ TRAINERS: dict[str, Callable[[Setting], Iterator[object]]] = {
     "ddpmctl, fp32": lambda setting: ours(setting, "fp32"),
     "ddpmctl, bf16": lambda setting: ours(setting, "bf16"),
     "ddpmctl, without core/fast.py": without_fast_layers,
-    "ddpmctl, torch.compile": lambda setting: ours(setting, compiled=True),
+    "ddpmctl, torch.compile": lambda setting: ours(setting, compiled="default"),
     "plain PyTorch, fp32": plain,
     "diffusers, fp32": diffusers,
     "diffusers, bf16 autocast": lambda setting: diffusers(setting, torch.bfloat16),

@@ -96,15 +96,14 @@ def test_a_step_on_cuda_waits_for_nothing(monkeypatch):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_run_looks_at_a_device_when_something_is_due_or_every_few_steps():
-    """Other than on the CPU, where looking costs nothing and is done at every step."""
+def test_a_run_looks_when_something_is_due_or_every_few_steps():
     from ddpmctl.keeping import Kept
     from ddpmctl.run import Run
 
     train = SimpleNamespace(steps=100, log_every=40, save_every=50, sample_every=0, val_every=0, ema_snapshot_every=0, evaluate_every=0)
     looks: list[int] = []
     run = Run.__new__(Run)
-    run.config, run._look_every = SimpleNamespace(train=train), 16  # type: ignore[assignment]
+    run.config = SimpleNamespace(train=train)  # type: ignore[assignment]
     run.validation = run.scoring = None
     run._unread, run._kept, run._watch = [], Kept(), SimpleNamespace(in_a_row=0)  # type: ignore[assignment]
     for step in range(1, 101):

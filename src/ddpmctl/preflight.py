@@ -10,7 +10,7 @@ from ddpmctl.core.losses import denoising_loss
 from ddpmctl.events import Notice
 from ddpmctl.memory import available_bytes, peak_bytes
 from ddpmctl.run import Run
-from ddpmctl.training import add_gradients, restore_buffers
+from ddpmctl.training import add_gradients, restore
 
 _SMALL, _LARGE = 2, 4
 """Images of the two trials from which the need of a whole batch is reckoned."""
@@ -25,7 +25,7 @@ def preflight(run: Run) -> Iterator[Notice]:
     Where a GPU runs out of memory, the batch is cut into more parts. Main memory is reckoned first: the system would not
     say that there is too little of it, but end the process. Raises the device's own error when one image is too much.
     """
-    buffers = [buffer.clone() for buffer in run.state.net.buffers()]
+    buffers = [buffer.clone() for buffer in run.state.buffers]
     if run.device.type == "cpu":
         yield from _fit_main_memory(run)
     parts, at_once = run.state.parts, run.grid.batch_size
@@ -35,7 +35,7 @@ def preflight(run: Run) -> Iterator[Notice]:
     next(iter(run.grid.walk(run.average, run.config.train.samples, run.grid.steps)))
     del moments
     run.state.optimizer.zero_grad(set_to_none=True)
-    restore_buffers(run.state.net, buffers)
+    restore(run.state.buffers, buffers)
     if run.state.parts != parts:
         yield from run.keep_parts("out of memory")
     if run.grid.batch_size != at_once:

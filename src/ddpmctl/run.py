@@ -38,11 +38,11 @@ from ddpmctl.metrics import Window
 from ddpmctl.preview import Preview
 from ddpmctl.runfile import to_yaml
 from ddpmctl.runfolder import RunFolder
-from ddpmctl.training import TrainState, TrainStep, all_finite, train_steps
+from ddpmctl.training import TrainState, TrainStep, train_steps
 from ddpmctl.validation import DRAWS, Validated, Validation, hold_out
 
-LOOK_EVERY = {"cpu": 1}
-"""Steps after which a device is waited for at the latest, to see how the run goes; a CPU need not be waited for."""
+LOOK_EVERY = 16
+"""Steps after which the device is waited for at the latest, and all weights are gone through, to see how the run goes."""
 
 Event = TrainStep | Busy | Saved | Notice | Validated | Scored
 """What :meth:`Run.train` yields."""
@@ -77,7 +77,6 @@ class Run:
         self.scoring = Scoring(dataset, n, self.grid.seed, self.device) if every else None
         self._window, self._begun = Window(), False
         self._unread: list[TrainStep] = []
-        self._look_every = LOOK_EVERY.get(self.device.type, 16)
         self._kept, self._trying = Kept(), Attempts()
 
     def _new_net(self) -> torch.nn.Module:
@@ -143,7 +142,7 @@ class Run:
 
     def _look_is_due(self) -> bool:
         """Every few steps, and whenever something of this one is to be kept or shown."""
-        if len(self._unread) >= self._look_every:
+        if len(self._unread) >= LOOK_EVERY:
             return True
         kept = self._kept.due(self.state.step, self.config.train.save_every)
         return self._at_end() or kept or self._row_is_due() or self._grid_is_due() or self._snapshot_is_due()
@@ -156,7 +155,7 @@ class Run:
             self._window.add(done)
             if self._watch.diverged():
                 return False
-        if looked and not all_finite([*self.state.net.parameters(), *self.state.net.buffers()]):
+        if looked and not self.state.sound():
             self._watch.add_overflow()
         return not self._watch.diverged()
 

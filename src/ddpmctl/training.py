@@ -17,7 +17,7 @@ from ddpmctl.core.draws import T_SAMPLINGS
 from ddpmctl.core.ema import EMA
 from ddpmctl.core.losses import VLB_WEIGHT, denoising_loss
 from ddpmctl.core.noise import derive_seed, derived_generator
-from ddpmctl.core.optim import LR_SCHEDULES, step_unless
+from ddpmctl.core.optim import LR_SCHEDULES, update
 from ddpmctl.core.power import PowerEMA
 from ddpmctl.core.transfer import send
 from ddpmctl.data.batches import Batches
@@ -80,6 +80,10 @@ class TrainState:
     parts: int = 1
     powers: Sequence[PowerEMA] = ()
 
+    def __post_init__(self) -> None:
+        # Once, since to go through the modules takes as long as to average their weights.
+        self.named, self.buffers = list(self.net.named_parameters()), list(self.net.buffers())
+
     @property
     def halvings(self) -> int:
         """How many times the learning rate is halved."""
@@ -133,6 +137,10 @@ class TrainState:
             self.scaler.load_state_dict(torch.amp.GradScaler(next(net.parameters()).device.type).state_dict())
         self.step = 0
 
+    def sound(self) -> bool:
+        """Whether all weights and statistics of the network are finite; waits for the device."""
+        return all_finite([*(parameter for _, parameter in self.named), *self.buffers])
+
     def first_not_finite(self) -> str | None:
         """Where network, average or optimiser hold something that is no number; None: nowhere."""
         moments = {
@@ -164,19 +172,17 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
         lr = train.lr * LR_SCHEDULES[train.lr_schedule](step, train.steps, train.lr_warmup) * 0.5**state.halvings
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        buffers = [buffer.clone() for buffer in state.net.buffers()]
+        buffers = [buffer.clone() for buffer in state.buffers]
         loss = add_gradients(state, denoiser, batches, config, buffers)
         state.scaler.unscale_(state.optimizer)
 
-        names, grads = zip(*((name, p.grad) for name, p in state.net.named_parameters() if p.grad is not None), strict=True)
+        names, grads = zip(*((name, p.grad) for name, p in state.named if p.grad is not None), strict=True)
         norms = torch.stack(torch._foreach_norm(grads))
         norm = torch.linalg.vector_norm(norms)
-        if train.grad_clip:
-            torch._foreach_mul_(grads, (train.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         numbers = torch.stack([loss, norm, norms.argmax().float()])
         bad = ~numbers[:2].isfinite().all()
-        step_unless(state.optimizer, bad)
-        restore_buffers(state.net, buffers, where=bad)
+        update(state.optimizer, bad, ((norm + 1e-6) / train.grad_clip).clamp(min=1.0) if train.grad_clip else None)
+        restore(state.buffers, buffers, where=bad)
         for average in (state.ema, *state.powers):
             average.update(state.net)
         update_scale(state.scaler, torch.ones_like(loss))
@@ -231,14 +237,14 @@ def add_gradients(
         # Out of the handler, whose error still holds what the failed attempt had in memory.
         state.parts = min(2 * state.parts, len(x0))
         state.optimizer.zero_grad(set_to_none=True)
-        restore_buffers(state.net, buffers)
+        restore(state.buffers, buffers)
         free_cached(device.type)
 
 
 @torch.no_grad()
-def restore_buffers(net: nn.Module, kept: Iterable[Tensor], *, where: Tensor | None = None) -> None:
+def restore(buffers: Iterable[Tensor], kept: Iterable[Tensor], *, where: Tensor | None = None) -> None:
     """Put batch-norm statistics back to what they were, if the bool scalar ``where`` is true."""
-    for buffer, before in zip(net.buffers(), kept, strict=True):
+    for buffer, before in zip(buffers, kept, strict=True):
         buffer.copy_(before if where is None else torch.where(where, before, buffer))
 
 

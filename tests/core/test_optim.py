@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddpmctl.core.optim import LR_SCHEDULES, OPTIMIZERS, make_optimizer
+from ddpmctl.core.optim import LR_SCHEDULES, OPTIMIZERS, make_optimizer, update
 
 STEPS = 1000
 
@@ -86,3 +86,22 @@ def test_optimizer_finds_a_minimum(name):
         loss.backward()
         optimizer.step()
     assert loss.item() < 1e-4
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("divisor", [None, 4.0])
+def test_a_step_divides_the_gradients_or_is_none_at_all(fused, divisor):
+    ours, plain = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in "ab")
+    optimizer = torch.optim.Adam([ours], lr=0.1, fused=fused)
+    usual = torch.optim.Adam([plain], lr=0.1, fused=fused)
+    for number, bad in enumerate([False, True, False, True, False]):
+        grad = torch.linspace(-3, 5, 7) * 2.0**number  # so that dividing by 4 is exact
+        ours.grad = torch.full_like(grad, torch.nan) if bad else grad.clone()
+        update(optimizer, torch.tensor(bad), None if divisor is None else torch.tensor(divisor))
+        if not bad:
+            plain.grad = grad / (divisor or 1.0)
+            usual.step()
+            assert torch.equal(ours.grad, plain.grad)
+        assert torch.equal(ours, plain)
+    assert optimizer.state[ours]["step"] == usual.state[plain]["step"] == 3
+    assert all(torch.equal(optimizer.state[ours][name], usual.state[plain][name]) for name in ("exp_avg", "exp_avg_sq"))

@@ -45,6 +45,8 @@ class EMA:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay, self.warmup, self.start, self.every = decay, warmup, start, every
         self.steps = 0
+        self._mine: list[torch.Tensor] = list(self.net.parameters())
+        self._theirs: tuple[nn.Module, list[torch.Tensor]] = (self.net, self._mine)
 
     def decay_now(self) -> float:
         """The decay that the last update used: 0 copies the weights, 1 keeps the average."""
@@ -56,9 +58,9 @@ class EMA:
         self.steps += 1
         if self.steps % self.every:
             return
-        mine: list[torch.Tensor] = list(self.net.parameters())
-        theirs = [p.detach() for p in net.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - self.decay_now())
+        if self._theirs[0] is not net:  # to look for them takes as long as to average them
+            self._theirs = (net, list(net.parameters()))
+        torch._foreach_lerp_(self._mine, self._theirs[1], 1 - self.decay_now())
         for kept, new in zip(self.net.buffers(), net.buffers(), strict=True):
             kept.copy_(new)
 

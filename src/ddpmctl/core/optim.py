@@ -70,13 +70,16 @@ def make_optimizer(
     return OPTIMIZERS[name](net.parameters(), lr=lr, betas=betas, weight_decay=decay, fused=fused)  # type: ignore[call-arg]
 
 
-def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """A step of ``optimizer``, or none where ``bad``, a bool scalar on the device, is true: moments and counts stay, too.
+def update(optimizer: torch.optim.Optimizer, bad: Tensor, divisor: Tensor | None = None) -> None:
+    """A step of ``optimizer`` with all gradients divided by ``divisor``; none where ``bad``: moments and counts stay, too.
 
-    Fused kernels look at it themselves, as they do for PyTorch's loss scaling; for others the device is waited for.
+    Both are scalars on the device, float32 and bool. Fused kernels take them in as they go, the way they do for PyTorch's
+    loss scaling; for others the gradients are gone through once more, and the device is waited for.
     """
     if optimizer.defaults["fused"]:
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        optimizer.found_inf, optimizer.grad_scale = bad.float(), divisor  # type: ignore[attr-defined]
         optimizer.step()
     elif not bad:
+        if divisor is not None:
+            torch._foreach_div_([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None], divisor)
         optimizer.step()
