@@ -33,6 +33,15 @@ WARMUPS: dict[str, Callable[[EMA], float]] = {
 }
 
 
+class _Tensors:
+    """What is in a network: to look for it at every step would take as long as to average it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.parameters: list[torch.Tensor] = list(net.parameters())
+        self.buffers = list(net.buffers())
+
+
 class EMA:
     """Averaged copy of a network: ``ema.net``, in eval mode. Buffers (batch-norm statistics) are copied.
 
@@ -45,8 +54,8 @@ class EMA:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay, self.warmup, self.start, self.every = decay, warmup, start, every
         self.steps = 0
-        self._mine: list[torch.Tensor] = list(self.net.parameters())
-        self._theirs: tuple[nn.Module, list[torch.Tensor]] = (self.net, self._mine)
+        self._mine = _Tensors(self.net)
+        self._theirs = self._mine
 
     def decay_now(self) -> float:
         """The decay that the last update used: 0 copies the weights, 1 keeps the average."""
@@ -58,10 +67,10 @@ class EMA:
         self.steps += 1
         if self.steps % self.every:
             return
-        if self._theirs[0] is not net:  # to look for them takes as long as to average them
-            self._theirs = (net, list(net.parameters()))
-        torch._foreach_lerp_(self._mine, self._theirs[1], 1 - self.decay_now())
-        for kept, new in zip(self.net.buffers(), net.buffers(), strict=True):
+        if self._theirs.net is not net:
+            self._theirs = _Tensors(net)
+        torch._foreach_lerp_(self._mine.parameters, self._theirs.parameters, 1 - self.decay_now())
+        for kept, new in zip(self._mine.buffers, self._theirs.buffers, strict=True):
             kept.copy_(new)
 
     def state_dict(self) -> dict[str, Any]:
