@@ -5,7 +5,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types unit test-slow soak quality bench clean
+.PHONY: help demo test lint types unit test-slow soak quality bench docs clean
 
 help:
 	@echo "make demo       set up, train on examples/fashion.zip for a few minutes, draw new images: demo.png"
@@ -14,6 +14,7 @@ help:
 	@echo "make soak       100 kills and much fuzzing, see docs/reliability.md: about an hour"
 	@echo "make quality    the tables of benchmarks/quality.py: make quality TRAIN=images.zip HELDOUT=others.zip; hours"
 	@echo "make bench      speed and memory beside other tools: benchmarks/RESULTS.md; about half an hour on an idle machine"
+	@echo "make docs       the pages of docs/ as a site in site/; about two minutes, for the tutorial trains a model"
 	@echo "make clean      remove the environment and the demo"
 
 $(READY): pyproject.toml
@@ -59,5 +60,8 @@ bench: $(READY)
 	$(BIN)/python -m pip install -q -e '.[dev,bench]'
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md $(BENCH_FLAGS)
 
+docs: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(DEMO) demo.png
+	rm -rf $(VENV) $(DEMO) demo.png site
