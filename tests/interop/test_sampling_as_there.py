@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ddpmctl.core.noise import ImageNoise
 from ddpmctl.core.samplers import ddpm
 from ddpmctl.plans import plan
 from ddpmctl.sampling import Model, generate, load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning", "ignore:.algorithm_types dpmsolver:FutureWarning")
 
 N, SEED, SHAPE = 2, 5, (3, 16, 16)
 TOLERANCE = 1e-3
@@ -106,19 +109,112 @@ def test_a_pipeline_steps_over_levels_as_we_do(tmp_path: Path) -> None:
     assert ((last.x_t / 2 + 0.5).clamp(0, 1) - there).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("kind", "flags"),
-    [("DDIMScheduler", "--sampler ddim --threshold clip"), ("DPMSolverMultistepScheduler", "--sampler dpm++ --threshold none"),
-     ("UniPCMultistepScheduler", "--sampler unipc --threshold none"), ("PNDMScheduler", None)],
-)  # fmt: skip
-def test_pipelines_of_other_schedulers_are_read_too(tmp_path: Path, kind: str, flags: str | None) -> None:
-    """They differ in how they sample, not in the process."""
-    pipe = pipeline(network("google"))
-    pipe.register_modules(scheduler=getattr(diffusers, kind)(beta_schedule="squaredcos_cap_v2"))
-    pipe.save_pretrained(tmp_path / "pipe")
+EXACT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False}, "--sampler ddim --threshold none"),
+    "dpm++": ("DPMSolverMultistepScheduler", {}, "--sampler dpm++ --threshold none"),
+    "dpm++ of first order": ("DPMSolverMultistepScheduler", {"solver_order": 1}, "--sampler ddim --threshold none"),
+    "dpm++, cut": ("DPMSolverMultistepScheduler", {"thresholding": True}, "--sampler dpm++ --threshold clip"),
+    "sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "--sampler dpm++sde --threshold none"),
+    "sde of first order": (
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, "--sampler ddim --eta 1 --threshold none",
+    ),
+    "unipc": ("UniPCMultistepScheduler", {}, "--sampler unipc --threshold none"),
+    "unipc, cut": ("UniPCMultistepScheduler", {"thresholding": True, "solver_type": "midpoint"}, "--sampler unipc --threshold clip"),
+}  # fmt: skip
+
+
+def swapped(path: Path, kind: str, **options: Any) -> Any:
+    """A folder of a pipeline with the scheduler ``kind``, linear in 100 steps; returns that scheduler."""
+    pipe = pipeline(network("example"))
+    scheduler = getattr(diffusers, kind)(num_train_timesteps=100, beta_start=1e-3, beta_end=0.2, **options)
+    pipe.register_modules(scheduler=scheduler)
+    pipe.save_pretrained(path)
+    return scheduler
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_flags_that_are_told_as_equal_draw_the_same_images(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, options, flags = EXACT[case]
+    scheduler = swapped(tmp_path / "pipe", kind, timestep_spacing="trailing", **options)
+    assert load_model(tmp_path / "pipe", "cpu").notes == (f"as its own pipeline samples: {flags}",)
+    noise = ImageNoise(SEED, range(N), SHAPE)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_dpmsolver_multistep.randn_tensor", lambda shape, **options: noise().double())
+    net, x = network("example"), noise()
+    scheduler.set_timesteps(10)
+    for t in scheduler.timesteps:
+        x = scheduler.step(net(x, t).sample, t, x).prev_sample
+    there = ((x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().int().numpy()
+    assert main(["sample", "pipe", *flags.split(), "--steps", "10", "-n", str(N), "--seed", str(SEED), "-o", "here.npz"]) == 0
+    with np.load("here.npz") as file:
+        here = file[file.files[0]].astype(int)
+    assert there.std() > 12
+    assert np.abs(here - there).max() <= 1
+
+
+def test_thresholding_that_is_clipping_is_told_so(tmp_path: Path, same_noise: None) -> None:
+    """Theirs cuts at a percentile of no more than sample_max_value, which is 1 unless said."""
+    scheduler = {"num_train_timesteps": 50, "beta_start": 2e-3, "beta_end": 0.4, "thresholding": True, "clip_sample": False}
+    saved(tmp_path / "pipe", "example", scheduler)
+    model = load_model(tmp_path / "pipe", "cpu", threshold="clip")
+    assert model.notes == ("as its own pipeline samples: --sampler ddpm --variance posterior --threshold clip",)
+    assert (ours(model, "posterior") - theirs(DDPMPipeline.from_pretrained(tmp_path / "pipe"), 50)).abs().max() < TOLERANCE
+
+
+TRAILING = {"timestep_spacing": "trailing"}
+NEAREST: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "a wider clip": ("DDPMScheduler", {"clip_sample_range": 2.0}, "--sampler ddpm --variance posterior --threshold clip", "clip_sample_range 2.0"),
+    "a clip that is no truth value": ("DDPMScheduler", {"clip_sample": "no"}, "--sampler ddpm --variance posterior --threshold clip", "clip_sample no"),
+    "a higher threshold": (
+        "DDPMScheduler", {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9},
+        "--sampler ddpm --variance posterior --threshold dynamic", "sample_max_value 1.5, dynamic_thresholding_ratio 0.9",
+    ),
+    "a variance that is no number there": (
+        "DDPMScheduler", {"variance_type": "fixed_large_log"}, "--sampler ddpm --variance beta --threshold clip", "variance_type fixed_large_log",
+    ),
+    "ddim, clipped": ("DDIMScheduler", TRAILING, "--sampler ddim --threshold clip", "an eps that is left as it was before x0 is cut"),
+    "ddim, other levels": ("DDIMScheduler", {"clip_sample": False}, "--sampler ddim --threshold none", "timestep_spacing leading"),
+    "ddim, another end": (
+        "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, **TRAILING}, "--sampler ddim --threshold none", "set_alpha_to_one False",
+    ),
+    "dpm++, other levels": ("DPMSolverMultistepScheduler", {}, "--sampler dpm++ --threshold none", "timestep_spacing linspace"),
+    "third order": ("DPMSolverMultistepScheduler", {"solver_order": 3, **TRAILING}, "--sampler dpm++ --threshold none", "solver_order 3"),
+    "dpm": (
+        "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", **TRAILING},
+        "--sampler dpm++ --threshold none", "final_sigmas_type sigma_min, algorithm_type dpmsolver",
+    ),
+    "sde, Karras": (
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True, **TRAILING},
+        "--sampler dpm++sde --spacing karras --threshold none", "use_karras_sigmas True",
+    ),
+    "exponential": (
+        "UniPCMultistepScheduler", {"use_exponential_sigmas": True, **TRAILING},
+        "--sampler unipc --spacing logsnr --threshold none", "use_exponential_sigmas True",
+    ),
+    "beta sigmas": ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True, **TRAILING}, "--sampler dpm++ --threshold none", "use_beta_sigmas True"),
+    "unipc of third order": ("UniPCMultistepScheduler", {"solver_order": 3, **TRAILING}, "--sampler unipc --threshold none", "solver_order 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NEAREST)
+def test_what_has_no_counterpart_is_told_and_the_flags_are_the_nearest(
+    tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, options, flags, lacks = NEAREST[case]
+    swapped(tmp_path / "pipe", kind, **options)
+    told = f"nearest to how its own pipeline samples: {flags}; without counterpart here: {lacks}"
+    assert load_model(tmp_path / "pipe", "cpu").notes == (told,)
+    assert main(["convert", "pipe", "x.pt", "-q"]) == 0
+    assert main(["inspect", "x.pt", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["converted"]
+    assert facts["sampled there, nearest"] == flags and facts["without counterpart"] == lacks and "sampled there" not in facts
+    assert main(["sample", "pipe", *flags.split(), "--steps", "3", "-n", "1", "-o", "x.png"]) == 0
+
+
+def test_a_scheduler_of_which_none_of_ours_is_near_is_named(tmp_path: Path) -> None:
+    swapped(tmp_path / "pipe", "PNDMScheduler")
     model = load_model(tmp_path / "pipe", "cpu")
-    assert model.notes == ((f"as its own pipeline samples: {flags}",) if flags else ())
-    assert model.config.diffusion.schedule == "cosine"
+    assert model.notes == ("its own pipeline samples with what is without counterpart here: PNDMScheduler",)
+    assert model.config.diffusion.schedule == "linear"
 
 
 def test_the_command_draws_what_the_pipeline_draws(tmp_path: Path, same_noise: None) -> None:

@@ -56,8 +56,7 @@ def read(source: Source, given: Layer) -> Loaded | None:
     weights_file, state = _weights(config_file.parent)
     return imported(
         "diffusers", path, settings, given, {"": state}, lambda config, ours: diffusers_names(config.model, ours),
-        file=weights_file, source={"sampled there": flags} if flags else {},
-        notes=[f"as its own pipeline samples: {flags}"] if flags else [],
+        file=weights_file, source=flags.source(), notes=[flags.note()],
     )  # fmt: skip
 
 

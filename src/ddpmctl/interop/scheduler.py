@@ -13,6 +13,7 @@ from ddpmctl.build import build_schedule
 from ddpmctl.config import RunConfig
 from ddpmctl.core.schedule import MAX_BETA, NoiseSchedule, cosine, zero_terminal_snr
 from ddpmctl.errors import CheckpointError
+from ddpmctl.interop.flags import SAMPLERS, VARIANCES, Flags, flags_of
 from ddpmctl.interop.imported import Settings
 from ddpmctl.interop.schedules import named, same
 
@@ -25,33 +26,20 @@ _DEFAULTS: dict[str, Any] = {
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
-_SAMPLERS = {
-    "DDPMScheduler": "ddpm", "DDPMParallelScheduler": "ddpm", "DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpm++", "UniPCMultistepScheduler": "unipc",
-    "DPMSolverSinglestepScheduler": "", "PNDMScheduler": "", "DEISMultistepScheduler": "",
-}  # fmt: skip
-"""Schedulers whose betas are those of the forward process, and whose network is told t - 1 of 0..T-1; our sampler, if any."""
 
-_CLIPPING = ("ddpm", "ddim")
-"""Those of which ``clip_sample`` is a key, true where it is left out."""
-
-_VARIANCES = {"fixed_small": "posterior", "fixed_small_log": "posterior", "fixed_large": "beta", "fixed_large_log": "beta",
-              "learned_range": "learned"}  # fmt: skip
-
-
-def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two_halves: bool) -> str:
+def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two_halves: bool) -> Flags:
     """Add what ``found``, read from ``file``, says to ``settings``; returns the flags with which ``sample`` does as it does.
 
     ``two_halves``: whether the network's output has a second half. Raises :class:`CheckpointError` that names the key
     of which we do not have the value.
     """
     theirs = {**_DEFAULTS, **found}
-    if theirs["_class_name"] not in tuple(_SAMPLERS):
+    if theirs["_class_name"] not in tuple(SAMPLERS):
         raise _no(file, theirs, "_class_name", "is not DDPMScheduler, or another of the same process")
     kind = theirs.get("prediction_type") or ("epsilon" if theirs.get("predict_epsilon", True) else "sample")
     if not isinstance(kind, str) or kind not in _PREDICTIONS:
         raise CheckpointError(f"{file}: prediction_type: {str(kind)[:100]} is none of {', '.join(_PREDICTIONS)}", "use diffusers for it")
-    variance = _VARIANCES.get(str(theirs["variance_type"] or "fixed_small"))
+    variance = VARIANCES.get(str(theirs["variance_type"] or "fixed_small"))
     if variance is None or two_halves != (variance == "learned"):
         raise _no(file, theirs, "variance_type", f"does not go with a network of {'two halves' if two_halves else 'one half'}")
     name, zero_snr = _schedule(file, theirs)
@@ -63,15 +51,7 @@ def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two
         ("diffusion.learn_variance", two_halves, "variance_type"),
     ):
         settings.say(key, value, f"{file}: {of}")
-    return " ".join(_flags(theirs, variance))
-
-
-def _flags(theirs: Mapping[str, Any], variance: str) -> list[str]:
-    sampler = _SAMPLERS[theirs["_class_name"]]
-    clipped = sampler in _CLIPPING and theirs["clip_sample"] and theirs["clip_sample_range"] == 1
-    threshold = f"--threshold {'dynamic' if theirs['thresholding'] else 'clip' if clipped else 'none'}"
-    with_variance = [f"--variance {variance}"] if sampler == "ddpm" else []
-    return [f"--sampler {sampler}", *with_variance, threshold] if sampler else []
+    return flags_of(theirs)
 
 
 def _schedule(file: Path, theirs: Mapping[str, Any]) -> tuple[str, bool]:
