@@ -12,7 +12,8 @@ from ddpmctl.config import ModelConfig, RunConfig
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.inspection import kind_of
 from ddpmctl.interop import formats
-from ddpmctl.interop.imported import Loaded
+from ddpmctl.interop.formats import NOTHING_GIVEN
+from ddpmctl.interop.imported import Loaded, Wishes
 from ddpmctl.runfile import Layer, config_layer, resolve
 from ddpmctl.runfolder import checkpoint_in, run_of
 from ddpmctl.sampling import config_of, empty_net
@@ -25,29 +26,26 @@ KEPT = (
 """Settings that a run takes from the checkpoint: its network, and what that has learned to tell."""
 
 
-def load(path: Path) -> Loaded:
-    """The checkpoint ``path``, or the newest of a run folder, checked to be whole. Raises :class:`CheckpointError`."""
+def load(path: Path, wishes: Layer = NOTHING_GIVEN) -> Loaded:
+    """The checkpoint ``path``, or the newest of a run folder, checked to be whole. Raises :class:`CheckpointError`.
+
+    What it leaves open is as in ``wishes``, where these say it; :class:`ConfigError` where that cannot be.
+    """
     file = checkpoint_in(path)
-    loaded = formats.load(file)
+    loaded = formats.load(file, Wishes(wishes.values, wishes.origins))
     empty_net(loaded.content, config_of(loaded.content, file), file)
-    check_numbers(loaded.content, file)
     return loaded
-
-
-def check_numbers(content: dict[str, Any], file: Path) -> None:
-    """Raise :class:`CheckpointError` where weights of ``content``, read from ``file``, are no numbers."""
-    weights = (*content["net"].values(), *content["ema"]["net"].values())
-    if not all(bool(value.isfinite().all()) for value in weights):
-        raise CheckpointError(f"{file}: some of its weights are no numbers", "use another checkpoint")
 
 
 def named_in(layers: Sequence[Layer]) -> tuple[Path, Loaded] | None:
     """The checkpoint that the last of ``layers`` to speak of it names, loaded; None where there is to be none."""
-    named = next((layer.values["train.init_from"] for layer in reversed(layers) if "train.init_from" in layer.values), None)
+    values = {key: value for layer in layers for key, value in layer.values.items()}
+    origins = {key: layer.origins.get(key, key) for layer in layers for key in layer.values}
+    named = values.get("train.init_from")
     if not isinstance(named, str):
         return None
     with naming_a_good_one():
-        return Path(named), load(Path(named))
+        return Path(named), load(Path(named), Layer(values, origins))
 
 
 def settings(loaded: Loaded, path: Path, layers: Sequence[Layer]) -> RunConfig:

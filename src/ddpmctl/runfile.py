@@ -331,14 +331,8 @@ def check_size(config: RunConfig, size: tuple[int, int]) -> None:
     bad = [side for side in size if not fits(side)]
     if not bad:
         return
-    lower, upper = [], []
-    for side in size:
-        down, up = range(side, 0, -1), range(side, 4097)
-        lower.append(next(s for s in (*down, *up) if fits(s)))
-        upper.append(next(s for s in (*up, *down) if fits(s)))
-    sizes = dict.fromkeys(str(size_text((h, w))) for h, w in (lower, upper))
     paddings = [p for p in range(65) if all(fits(side, p) for side in size)]
-    ways = [f"--size {' or '.join(sizes)}", *(f"--set model.padding={p}" for p in paddings[:1])]
+    ways = [f"--size {' or '.join(fitting_sizes(config, size))}", *(f"--set model.padding={p}" for p in paddings[:1])]
     padded = f" with padding {pad}" if pad else ""
     misfit = f"do not halve evenly {halvings} times"
     if patch > 1:
@@ -348,6 +342,21 @@ def check_size(config: RunConfig, size: tuple[int, int]) -> None:
         f"data.size: {bad[0]} pixels{padded} {misfit}",
         f"use {', or '.join([*ways, 'fewer model.channel_mults'])}",
     )
+
+
+def fitting_sizes(config: RunConfig, size: tuple[int, int]) -> list[str]:
+    """The nearest sizes that divide by the patch and halve evenly, of those up to 4096, as ``--size`` takes them.
+
+    Without ``size`` itself: none where that one does.
+    """
+    pad, factor = config.model.padding, config.model.patch * 2 ** (len(config.model.channel_mults) - 1)
+    lower, upper = [], []
+    for side in size:
+        down, up = range(side, 0, -1), range(side, 4097)
+        lower.append(next(s for s in (*down, *up) if (s + 2 * pad) % factor == 0))
+        upper.append(next(s for s in (*up, *down) if (s + 2 * pad) % factor == 0))
+    found = dict.fromkeys(pair for pair in (tuple(lower), tuple(upper)) if pair != size)
+    return [str(size_text((height, width))) for height, width in found]
 
 
 def _sections() -> dict[str, type[Section]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pipelines import saved
+from safetensors.torch import load_file, save_file
 
 from ddpmctl import checkpoint
 from ddpmctl.cli import main
@@ -150,6 +152,40 @@ def test_bad_input_is_one_clear_error_and_changes_nothing(case: str, capsys: pyt
     assert words in shown, shown
     assert "Traceback" not in shown and len(shown.strip().splitlines()) <= 2
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("source", ["pipe", "old.pth", "pipe.pt"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_by_every_command(
+    source: str, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(Path("photos"))
+    Image.new("RGB", (16, 16), "red").save("cat.png")
+    if source == "pipe":
+        file = Path("pipe/unet/diffusion_pytorch_model.safetensors")
+        state = load_file(file)
+        state["conv_out.bias"][0] = value
+        save_file(state, file, {"format": "pt"})
+    elif source == "old.pth":
+        state = torch.load("old.pth", weights_only=True)
+        state["ema_model.out_conv.bias"][0] = value
+        torch.save(state, "old.pth")
+    else:
+        content = checkpoint.load(Path("pipe.pt"))
+        content["net"]["conv_out.bias"][0] = value
+        checkpoint.save(Path("pipe.pt"), {key: part for key, part in content.items() if key != "digest"})
+    commands = [
+        ["sample", source, "-n", "1", "--steps", "1", "-o", "x.png"], ["inspect", source], ["convert", source, "x.pt"],
+        ["noise-demo", "cat.png", "--ckpt", source, "-o", "demo.png"], ["train", "photos", "--init-from", source, "--size", "16", "--dry-run"],
+    ]  # fmt: skip
+    if importlib.util.find_spec("torch_fidelity") and importlib.util.find_spec("efficientnet_lite_pytorch"):
+        commands.append(["evaluate", source, "photos", "-n", "6"])
+    for command in commands:
+        assert main(command) == Exit.CHECKPOINT, command
+        shown = capsys.readouterr().err
+        assert f"{source}: some of its weights are no numbers" in shown and "conv_out.bias" in shown, shown
+    assert not Path("x.png").exists() and not Path("x.pt").exists()
 
 
 @pytest.mark.usefixtures("files")

@@ -14,9 +14,10 @@ from pipelines import DDPMScheduler, UNet2DModel, saved
 from safetensors.torch import load_file, save_file
 
 from ddpmctl.build import build_schedule
+from ddpmctl.cli import main
 from ddpmctl.config import RunConfig
 from ddpmctl.core.schedule import SCHEDULES
-from ddpmctl.errors import CheckpointError, ConfigError, DdpmctlError
+from ddpmctl.errors import CheckpointError, ConfigError, DdpmctlError, Exit
 from ddpmctl.interop import diffusers, formats, scheduler
 from ddpmctl.interop.imported import Settings
 from ddpmctl.runfile import Layer, flag_layer, resolve
@@ -118,9 +119,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "groups that are no number": ("unet/config.json", {"norm_num_groups": "8"}, "norm_num_groups: 8"),
     "other groups in the middle": ("unet/config.json", {"attn_norm_num_groups": 4}, "attn_norm_num_groups: 4"),
     "heads that do not divide": ("unet/config.json", {"attention_head_dim": 7}, "attention_head_dim: 7"),
-    "size that does not halve": ("unet/config.json", {"sample_size": 15}, "15 pixels do not halve"),
-    "size that is none": ("unet/config.json", {"sample_size": "big"}, "sample_size: 'big'"),
-    "three sides": ("unet/config.json", {"sample_size": [8, 8, 8]}, "sample_size"),
+    "size that does not halve": ("unet/config.json", {"sample_size": 15}, "sample_size: 15 pixels do not halve evenly 1 times"),
+    "size of which one side does not": ("unet/config.json", {"sample_size": [16, 15]}, "sample_size: [16, 15] pixels do not halve"),
+    "size that is none": ("unet/config.json", {"sample_size": "big"}, "sample_size: big is not one or two"),
+    "size of nothing": ("unet/config.json", {"sample_size": 0}, "sample_size: 0 is not one or two"),
+    "size below nothing": ("unet/config.json", {"sample_size": -16}, "sample_size: -16 is not one or two"),
+    "size that is true": ("unet/config.json", {"sample_size": True}, "sample_size: True is not one or two"),
+    "size of half pixels": ("unet/config.json", {"sample_size": 16.5}, "sample_size: 16.5 is not one or two"),
+    "three sides": ("unet/config.json", {"sample_size": [8, 8, 8]}, "sample_size: [8, 8, 8] is not one or two"),
     "weights of another width": ("unet/config.json", {"block_out_channels": [32, 96]}, "down_blocks.1.resnets.0.conv1.weight (64x32x3x3, not 96x32x3x3)"),
     "fewer blocks": ("unet/config.json", {"layers_per_block": 1}, "down_blocks.0.resnets.1.norm1.weight (not known)"),
     "more blocks": ("unet/config.json", {"layers_per_block": 3}, "down_blocks.0.resnets.2.norm1.weight (missing)"),
@@ -196,6 +202,52 @@ def test_a_size_that_is_left_open_is_taken_and_told(pipe: Path) -> None:
     assert loaded.content["image_shape"] == [3, 64, 64] and "data.size 64" in loaded.notes[0]
     given = formats.load(pipe, flag_layer({"data.size": "16x24"}))
     assert given.content["image_shape"] == [3, 16, 24] and not any("data.size" in note for note in given.notes)
+
+
+@pytest.mark.parametrize("size", [0, -1, "big", 15, [16, 15]])
+def test_the_advice_for_an_impossible_size_works(pipe: Path, photos: Path, size: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    change(pipe / "unet" / "config.json", sample_size=size)
+    assert main(["convert", "pipe", "x.pt"]) == Exit.CHECKPOINT
+    shown = capsys.readouterr().err
+    assert "to a multiple of 2, or to null and give --size" in shown and "padding" not in shown
+    change(pipe / "unet" / "config.json", sample_size=None)
+    assert main(["convert", "pipe", "x.pt", "--size", "16"]) == 0
+    assert main(["train", str(photos), "--init-from", "pipe", "--size", "16", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(torch.float64, "rounded"), (torch.float16, "widened"), (torch.bfloat16, "widened"), (torch.float32, "")]
+)
+def test_weights_of_another_precision_are_told(pipe: Path, kind: torch.dtype, words: str) -> None:
+    file = pipe / "unet" / WEIGHTS
+    state = load_file(file)
+    exact = {name: value.double() + 1e-12 for name, value in state.items()}
+    save_file({name: value.to(kind) for name, value in exact.items()}, file, {"format": "pt"})
+    loaded = formats.load(pipe)
+    name = str(kind).removeprefix("torch.")
+    told = [note for note in loaded.notes if "float32" in note]
+    assert told == ([f"weights of {name} are {words} to float32"] if words else [])
+    assert torch.equal(loaded.content["net"]["conv_in.bias"], exact["conv_in.bias"].to(kind).float())
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64, torch.bool])
+def test_tensors_of_another_kind_are_named_as_in_the_file(pipe: Path, kind: torch.dtype) -> None:
+    file = pipe / "unet" / WEIGHTS
+    name, state = "down_blocks.0.resnets.0.conv1.bias", load_file(file)
+    torch.save(state | {name: state[name].to(kind)}, file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        formats.load(pipe)
+    assert f"{name} ({str(kind).removeprefix('torch.')}, not float32)" in caught.value.problem
+
+
+def test_a_number_that_float32_does_not_hold_is_refused(pipe: Path) -> None:
+    file = pipe / "unet" / WEIGHTS
+    state = {key: value.double() for key, value in load_file(file).items()}
+    state["conv_in.bias"][0] = 1e300
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="too large for float32"):
+        formats.load(pipe)
 
 
 def test_a_key_that_is_not_known_is_told(pipe: Path) -> None:

@@ -105,6 +105,37 @@ def test_a_run_that_diverges_goes_back_to_these_weights(photos: Path, monkeypatc
         torch.testing.assert_close(value, there[name], rtol=0, atol=1e-9)
 
 
+def test_what_a_checkpoint_leaves_open_may_be_given(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By flags, a run file, and the run file of the run itself; also where it goes back to the start."""
+    shutil.copy(PTH, "old.pth")
+    given = ["--set", "model.norm_groups=8", "--set", "model.time_scale=0.5", "--size", "16"]
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_gradients(patch, lambda step, rollbacks: rollbacks == 0)
+        command = [str(photos), "--init-from", "old.pth", "--out", "one", *SHORT, *given, "--set", "train.bad_steps=1"]
+        _, _, run = weights_at_start(patch, *command)
+    assert (run.config.model.norm_groups, run.config.model.time_scale, run.config.data.size) == (8, 0.5, (16, 16))
+    told = capsys.readouterr().out
+    assert "model.activation silu" in told and "norm_groups" not in told and "data.size" not in told
+    assert state_of(Path("one"), 4)["config"]["model"]["norm_groups"] == 8
+    Path("mine.yaml").write_text("data: {size: 16}\nmodel: {norm_groups: 8, time_scale: 0.5}\n")
+    assert main(["train", str(photos), "-c", "mine.yaml", "--init-from", "old.pth", "--out", "two", *SHORT]) == 0
+    assert main(["train", "-c", "two/run.yaml", "--out", "three"]) == 0
+    assert_same_run(Path("two"), Path("three"))
+    assert state_of(Path("two"), 4)["config"]["model"] == state_of(Path("one"), 4)["config"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("model.norm_groups=5", "--set model.norm_groups: 5 does not divide"), ("model.norm=none", "of its tensors do not fit"),
+     ("model.base_channels=64", "--set model.base_channels: 64, 32 there")],
+)  # fmt: skip
+def test_what_it_leaves_open_must_fit(photos: Path, words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(PTH, "old.pth")
+    assert main(["train", str(photos), "--init-from", "old.pth", "--size", "16", "--set", words, "--out", "new"]) != 0
+    assert told in capsys.readouterr().err
+    assert not Path("new").exists()
+
+
 CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {
     "a width": (["--set", "model.base_channels=64"], ["--set model.base_channels: 64, 32 there"]),
     "several keys": (

@@ -85,7 +85,10 @@ def test_a_size_that_does_not_fit_what_was_assumed_says_how_to_give_another(tmp_
     written(tmp_path / "old.pth", config)
     with pytest.raises(CheckpointError, match="64 pixels do not halve evenly 7 times") as caught:
         formats.load(tmp_path / "old.pth")
-    assert "ddpmctl convert" in caught.value.advice and "--size 128" in caught.value.advice
+    assert "ddpmctl convert" in caught.value.advice and caught.value.advice.endswith("--size 128")
+    with pytest.raises(ConfigError, match="--size: 192 pixels do not halve evenly 7 times") as caught_too:
+        formats.load(tmp_path / "old.pth", flag_layer({"data.size": 192}))
+    assert caught_too.value.advice == "give --size 128 or 256"
     assert formats.load(tmp_path / "old.pth", flag_layer({"data.size": 128})).content["image_shape"] == [3, 128, 128]
 
 
@@ -157,6 +160,7 @@ WRONG = {
     "a first convolution that is none": (lambda s: s.update({"model.init_conv.weight": torch.zeros(3)}), "model.init_conv.weight: of another kind"),
     "no first block": (lambda s: s.pop("model.downs.0.conv_1.weight"), "model.downs.0.conv_1.weight: missing"),
     "no blocks": (lambda s: [s.pop(n) for n in list(s) if ".downs." in n], "model.downs: must be at least 1"),
+    "whole numbers": (lambda s: s.update({"ema_model.mid.0.norm_1.weight": torch.ones(32, dtype=torch.int64)}), "ema_model.mid.0.norm_1.weight (int64, not float32)"),
     "half precision of another width": (lambda s: s.update({"model.downs.0.conv_1.weight": torch.zeros(40, 32, 3, 3)}), "not all whole multiples"),
 }  # fmt: skip
 

@@ -31,7 +31,6 @@ def convert(
     Example: `ddpmctl convert ddpm-church-256/ church.pt` or `ddpmctl convert runs/photos photos-diffusers/`
     """
     from ddpmctl.errors import ConfigError
-    from ddpmctl.initial import check_numbers
     from ddpmctl.interop.formats import FORMATS, format_for, load, write
     from ddpmctl.interop.imported import weights_only
     from ddpmctl.runfile import flag_layer
@@ -54,7 +53,6 @@ def convert(
     empty_net(loaded.content, config_of(loaded.content, file), file)
     tell_notes(loaded.notes)
     kept = weights_only(loaded.content, file, weights)
-    check_numbers(kept, file)
     write(dst, kept, name)
     _, height, width = loaded.content["image_shape"]
     parameters = sum(value.numel() for value in loaded.content["net"].values())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ddpmctl import checkpoint
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.interop import diffusers, lucidrains, predecessor, safetensors
-from ddpmctl.interop.imported import Loaded
+from ddpmctl.interop.imported import Loaded, Wishes, check_numbers
 from ddpmctl.interop.source import Source
 from ddpmctl.runfile import Layer
 
@@ -50,8 +50,8 @@ NOTHING_GIVEN = Layer({})
 def load(path: Path, given: Layer = NOTHING_GIVEN) -> Loaded:
     """The checkpoint at ``path`` in any of :data:`FORMATS`; what it leaves open is taken from ``given``, or as we see fit.
 
-    Raises :class:`CheckpointError` for what is in none of them, :class:`ConfigError` for a setting in ``given`` that the
-    checkpoint itself says.
+    Raises :class:`CheckpointError` for what is in none of them, and for weights that are no numbers; :class:`ConfigError`
+    for a setting in ``given``, unless that are :class:`Wishes`, that the checkpoint itself says.
     """
     source = Source(path)
     for row in FORMATS.values():
@@ -64,8 +64,9 @@ def load(path: Path, given: Layer = NOTHING_GIVEN) -> Loaded:
             raise CheckpointError(problem, "give a run folder, or what `ddpmctl convert --help` names")
         loaded = Loaded("ddpmctl", checkpoint.load(path))  # raises, and says what the file is instead
     for key in given.values:
-        if loaded.format in ("ddpmctl", "safetensors"):
+        if loaded.format in ("ddpmctl", "safetensors") and not isinstance(given, Wishes):
             raise ConfigError(f"{given.origins.get(key, key)}: {path} says that itself", "leave it out")
+    check_numbers(loaded.content, path)
     return loaded
 
 

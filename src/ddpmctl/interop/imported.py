@@ -15,7 +15,7 @@ from ddpmctl.build import build_net
 from ddpmctl.config import RunConfig
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.parsing import size_text
-from ddpmctl.runfile import Layer, check_size, resolve
+from ddpmctl.runfile import Layer, check_size, fitting_sizes, resolve
 
 Names = Mapping[str, Sequence[str]]
 """Our name of a tensor -> theirs; several are stacked along the first dimension."""
@@ -31,6 +31,10 @@ class Loaded(NamedTuple):
     format: str
     content: dict[str, Any]
     notes: tuple[str, ...] = ()
+
+
+class Wishes(Layer):
+    """Settings that a user has made anyway: taken where the checkpoint leaves them open, and elsewhere not looked at."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,12 @@ class Settings:
         """``place`` says that the setting ``key`` is ``value``."""
         self.says[key], self.places[key] = value, place
 
+    def asked(self, given: Layer) -> Layer:
+        """Of ``given`` what counts: all of it, or of :class:`Wishes` those that are open here."""
+        if not isinstance(given, Wishes):
+            return given
+        return Layer({key: given.values[key] for key in self.assumed if given.values.get(key, "auto") != "auto"}, given.origins)
+
     def settle(self, given: Layer, path: Path) -> RunConfig:
         """The configuration. Raises :class:`CheckpointError` for one that we cannot have, :class:`ConfigError` for the user's."""
         for key, value in given.values.items():
@@ -58,15 +68,27 @@ class Settings:
                 )
         try:
             config = resolve(Layer(self.assumed), given, Layer(self.says, self.places))
-            if config.data.size != "auto":
-                check_size(config, config.data.size)
         except ConfigError as error:
             if any(error.problem.startswith(place) for place in self.places.values()):
                 raise CheckpointError(error.problem, _OTHER) from error
             if any(key not in self.says for key in given.values):
                 raise
             raise CheckpointError(f"{path}: {error.problem}", f"with `ddpmctl convert`: {error.advice}") from error
+        self._check_size(config, given, path)
         return config
+
+    def _check_size(self, config: RunConfig, given: Layer, path: Path) -> None:
+        """Raise for a size that the network cannot have, with one that it can."""
+        assert config.data.size != "auto"
+        try:
+            check_size(config, config.data.size)
+        except ConfigError as error:
+            problem, sizes = error.problem.removeprefix("data.size: "), fitting_sizes(config, config.data.size)
+            advice = f"--size {' or '.join(sizes)}" if sizes else "a larger --size"
+            if "data.size" in given.values:
+                raise ConfigError(f"{given.origins.get('data.size', 'data.size')}: {problem}", f"give {advice}") from error
+            told = f"{self.places.get('data.size', path)}: {problem}"
+            raise CheckpointError(told, f"`ddpmctl convert` and `train --init-from` take another: {advice}") from error
 
     def notes(self, given: Layer) -> list[str]:
         """What was assumed, and what was left aside, a line each."""
@@ -75,7 +97,8 @@ class Settings:
         if not open_:
             return lines
         told = ", ".join(f"{key} {_shown(value)}" for key, value in open_.items())
-        return [*lines, f"not said by the file, and taken so: {told} (`ddpmctl convert` takes others with --set, or --size)"]
+        others = "`ddpmctl convert` and `train --init-from` take others with --set, or --size"
+        return [*lines, f"not said by the file, and taken so: {told} ({others})"]
 
 
 def imported(
@@ -96,13 +119,14 @@ def imported(
     ``names`` makes :data:`Names` of the configuration and our names. ``notes`` are to be told, ``source`` is kept. Raises
     :class:`CheckpointError` with a list of what does not fit, and as :meth:`Settings.settle`.
     """
+    given = settings.asked(given)
     config = settings.settle(given, path)
     assert config.data.channels != "auto" and config.data.size != "auto"
     with torch.device("meta"):
         net = build_net(config, config.data.channels, len(class_names))
-    shapes = {name: value.shape for name, value in net.state_dict().items()}
-    theirs = names(config, shapes)
-    fitted = [fit(shapes, theirs, state, file or path, prefix) for prefix, state in weights.items()]
+    ours = net.state_dict()
+    theirs = names(config, ours)
+    fitted = [fit(ours, theirs, state, file or path, prefix) for prefix, state in weights.items()]
     content = checkpoint.sealed({
         "config": config.to_dict(), "image_shape": [config.data.channels, *config.data.size], "class_names": list(class_names),
         "step": 0, "net": fitted[0], "ema": {"net": fitted[-1], "steps": 0},
@@ -111,7 +135,14 @@ def imported(
     fault = contents.fault_of(content)
     if fault:
         raise CheckpointError(f"{path}: {fault}", _OTHER)
-    return Loaded(format, content, (*settings.notes(given), *notes))
+    return Loaded(format, content, (*settings.notes(given), *_rounding(weights.values()), *notes))
+
+
+def _rounding(states: Iterable[Mapping[str, Tensor]]) -> list[str]:
+    """A line for each kind of weights that are not float32, which ours are."""
+    kinds = {value.dtype for state in states for value in state.values() if value.is_floating_point()} - {torch.float32}
+    of = sorted((str(kind).removeprefix("torch."), kind.itemsize) for kind in kinds)
+    return [f"weights of {name} are {'rounded' if size > 4 else 'widened'} to float32" for name, size in of]
 
 
 def weights_only(content: Mapping[str, Any], path: Path, weights: str | None = None) -> dict[str, Any]:
@@ -129,28 +160,49 @@ def weights_only(content: Mapping[str, Any], path: Path, weights: str | None = N
 
 
 def fit(
-    shapes: Mapping[str, torch.Size], names: Names, state: Mapping[str, Tensor], file: Path, prefix: str = ""
+    ours: Mapping[str, Tensor], names: Names, state: Mapping[str, Tensor], file: Path, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """``state`` under our names, in our shapes and of float32. Raises :class:`CheckpointError` with all that does not fit."""
-    used = {their for ours in shapes for their in names[ours]}
+    """``state`` under our names, in the shapes of ``ours`` and of float32; counts, such as batches seen, stay whole numbers.
+
+    Raises :class:`CheckpointError` with all that does not fit, by the names of the file.
+    """
+    used = {their for name in ours for their in names[name]}
     misfits = [f"{prefix}{name} (not known)" for name in sorted(state) if name not in used]
-    for ours, shape in shapes.items():
-        part = _part(shape, len(names[ours]))
-        for name in names[ours]:
-            if name not in state:
-                misfits.append(f"{prefix}{name} (missing)")
-            elif list(state[name].shape) not in (part, _linear(part)):
-                misfits.append(f"{prefix}{name} ({_sides(state[name].shape)}, not {_sides(part)})")
+    for name, like in ours.items():
+        part = _part(like.shape, len(names[name]))
+        for their in names[name]:
+            misfit = _misfit(state.get(their), part, like.dtype)
+            misfits += [f"{prefix}{their} ({misfit})"] if misfit else []
     if misfits:
         more = f" and {len(misfits) - _LONGEST_LIST} more" if len(misfits) > _LONGEST_LIST else ""
         listed = ", ".join(misfit[:200] for misfit in misfits[:_LONGEST_LIST]) + more
         raise CheckpointError(f"{file}: {len(misfits)} of its tensors do not fit: {listed}", _OTHER)
     fitted = {}
-    for ours, shape in shapes.items():
-        parts = [state[name] for name in names[ours]]
-        value = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(shape).contiguous()
-        fitted[ours] = value.float() if value.is_floating_point() else value
+    for name, like in ours.items():
+        parts = [state[their] for their in names[name]]
+        value = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(like.shape).contiguous()
+        fitted[name] = value.to(like.dtype)
     return fitted
+
+
+def _misfit(value: Tensor | None, shape: list[int], kind: torch.dtype) -> str | None:
+    """Why ``value`` does not fit, in a few words."""
+    if value is None:
+        return "missing"
+    if list(value.shape) not in (shape, _linear(shape)):
+        return f"{_sides(value.shape)}, not {_sides(shape)}"
+    if value.dtype != kind and not (kind.is_floating_point and value.is_floating_point()):
+        return f"{value.dtype}, not {kind}".replace("torch.", "")
+    return None
+
+
+def check_numbers(content: Mapping[str, Any], path: Path) -> None:
+    """Raise :class:`CheckpointError` where weights of ``content``, read from ``path``, are no numbers."""
+    for name, value in (*content["net"].items(), *content["ema"]["net"].items()):
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"{path}: some of its weights are no numbers, or too large for float32: {name}", "use another checkpoint"
+            )
 
 
 def _part(shape: Sequence[int], count: int) -> list[int]:

@@ -71,12 +71,11 @@ def settings_of(file: Path, unet: Mapping[str, Any], settings: Settings) -> bool
         ("model.label_dropout", 0.0, "num_class_embeds"),
     ):
         settings.say(key, value, f"{file}: {of}")
-    size = unet["sample_size"]
+    size = _size(file, unet)
     if size is None:
         settings.assumed["data.size"] = (64, 64)
     else:
-        sides = (size, size) if isinstance(size, int) else size
-        settings.say("data.size", tuple(sides) if isinstance(sides, list) else sides, f"{file}: sample_size")
+        settings.say("data.size", size, f"{file}: sample_size")
     return bool(unet["out_channels"] == 2 * unet["in_channels"])
 
 
@@ -107,6 +106,22 @@ def _checked(file: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     if unet["out_channels"] not in (unet["in_channels"], 2 * unet["in_channels"]):
         raise _no(file, unet, "out_channels", "is neither in_channels nor, for a learned variance, twice as many")
     return unet
+
+
+def _size(file: Path, unet: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width; None where the file leaves them open."""
+    size, factor = unet["sample_size"], 2 ** (len(unet["block_out_channels"]) - 1)
+    if size is None:
+        return None
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= 4096 for side in sides):
+        why = "is not one or two whole numbers from 1 to 4096"
+    elif any(side % factor for side in sides):
+        why = f"pixels do not halve evenly {len(unet['block_out_channels']) - 1} times"
+    else:
+        return sides[0], sides[1]
+    advice = f"set it there to a multiple of {factor}, or to null and give --size to `ddpmctl convert` or `train --init-from`"
+    raise CheckpointError(f"{file}: sample_size: {str(size)[:100]} {why}", advice)
 
 
 def _attention_levels(file: Path, unet: Mapping[str, Any]) -> list[int]:
