@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from ddpmctl.errors import ConfigError, OutputError
 from ddpmctl.files import check_place
 from ddpmctl.images import enlarged, grid, grid_columns, grid_size, read_provenance, save_gif, save_png, to_pil
 from ddpmctl.npz import NpzWriter
+from ddpmctl.parsing import SLASHES
 from ddpmctl.sheet import in_rows, titled
 
 GIF_FRAMES = 40
@@ -222,9 +222,6 @@ FILM_SINKS: dict[str, type[Sink]] = {**SINKS, ".gif": FilmSink}
 """For images that belong one after another."""
 
 
-_SLASHES = tuple({"/", os.sep})
-
-
 def choose_output(
     out: str | Path | None, *, overwrite: bool, sinks: dict[str, type[Sink]] = SINKS
 ) -> tuple[Path, type[Sink]]:
@@ -235,7 +232,7 @@ def choose_output(
     if out is None:
         out = next(p for i in range(10**9) if not (p := Path(f"samples-{i}.png")).exists())
     path = Path(out)
-    kind = sinks.get("" if path.is_dir() or str(out).endswith(_SLASHES) else path.suffix.lower())
+    kind = sinks.get("" if path.is_dir() or str(out).endswith(SLASHES) else path.suffix.lower())
     if kind is None:
         raise ConfigError(f"-o {out}: unknown ending '{path.suffix}'", f"use .png, .gif, .npz, or a folder: -o {out}/")
     if kind is FolderSink and path.exists() and not path.is_dir():

@@ -11,6 +11,9 @@ from typing import Literal
 _COUNT = re.compile(r"(\d[\d_]{0,40}\.?\d{0,40}(?:e\+?\d{1,3})?)([kmb]?)", re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?:in)?)?(?:(\d{1,9})s)?", re.IGNORECASE)
 _CLOCK = re.compile(r"(?:(\d{1,9})-)?(\d{1,9}):([0-5]?\d):([0-5]?\d)")
+SLASHES = tuple({"/", os.sep})
+"""What the name of a folder may end in."""
+
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 

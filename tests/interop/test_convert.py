@@ -120,6 +120,8 @@ BAD: dict[str, tuple[list[str], Exit, str]] = {
     "an unknown ending": (["pipe", "x.ckpt"], Exit.CONFIG, "x.ckpt: no format ends in .ckpt"),
     "the predecessor's ending": (["pipe", "x.pth"], Exit.CONFIG, "x.pth: no format ends in .pth"),
     "a format that is read only": (["pipe", "x.pth", "--to", "predecessor"], Exit.CONFIG, "--to predecessor: is only read"),
+    "a folder of a format that is a file": (["pipe", "x/", "--to", "safetensors"], Exit.CONFIG, "x/: safetensors is a file, not a folder"),
+    "a file in place of a folder": (["pipe", "old.pth/", "--overwrite"], Exit.OUTPUT, "old.pth: exists and is no folder"),
     "no such format": (["pipe", "x.pt", "--to", "difusers"], Exit.CONFIG, "did you mean 'diffusers'"),
     "no such weights": (["pipe", "x.pt", "--weights", "last"], Exit.CONFIG, "--weights: 'last'"),
     "a size that is none": (["old.pth", "x.pt", "--size", "big"], Exit.CONFIG, "'big' is not a size"),
@@ -200,6 +202,116 @@ def test_a_folder_of_ours_is_replaced_whole() -> None:
         "config.json", "diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json",
     ]  # fmt: skip
     assert not list(Path().glob(".ddpmctl-*"))
+
+
+def looks(folder: Path) -> dict[str, tuple[int, object]]:
+    """Everything in ``folder`` and itself: permissions, and bytes, where a link leads, or that it is a folder."""
+    found: dict[str, tuple[int, object]] = {}
+    for path in (folder, *sorted(folder.rglob("*"))):
+        what = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
+        found[str(path)] = (path.lstat().st_mode, what)
+    return found
+
+
+@pytest.mark.usefixtures("files")
+def test_only_our_own_files_of_a_folder_are_replaced() -> None:
+    """Its permissions, theirs, links to it and folders in it stay; a link in place of a file is replaced, not what it leads to."""
+    weights = Path("new/unet/diffusion_pytorch_model.safetensors")
+    assert main(["convert", "run", "new/"]) == 0
+    (Path("new") / "empty" / "er").mkdir(parents=True)
+    for path, mode in ((Path("new"), 0o750), (Path("new/empty"), 0o700), (weights, 0o640), (Path("new/unet"), 0o711)):
+        path.chmod(mode)
+    Path("elsewhere.json").write_text("{}")
+    Path("new/model_index.json").unlink()
+    Path("new/model_index.json").symlink_to("../elsewhere.json")
+    Path("link").symlink_to("new")
+    number, before = Path("new").stat().st_ino, looks(Path("new"))
+    assert main(["convert", "pipe", "new/", "--overwrite"]) == 0
+    after = looks(Path("new"))
+    assert after.keys() == before.keys() and Path("new").stat().st_ino == number and Path("link").is_symlink()
+    changed = {name for name in after if after[name][1] != before[name][1]}
+    assert changed == {"new/model_index.json", "new/unet/config.json", "new/scheduler/scheduler_config.json", str(weights)}
+    assert all(after[name][0] == before[name][0] for name in after if name != "new/model_index.json")
+    assert Path("elsewhere.json").read_text() == "{}" and not Path("new/model_index.json").is_symlink()
+    assert main(["convert", "new", "x.pt"]) == main(["convert", "pipe", "y.pt"]) == 0
+    assert checkpoint.load(Path("x.pt"))["net"].keys() == checkpoint.load(Path("y.pt"))["net"].keys()
+
+
+@pytest.mark.usefixtures("files")
+def test_folders_that_are_links_or_named_as_files_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, kind in (("unet", "a link to a folder"), ("model_index.json", "a folder")):
+        assert main(["convert", "run", f"{name}.d/"]) == 0
+        place = Path(f"{name}.d") / name
+        if kind == "a folder":
+            place.unlink()
+            place.mkdir()
+        else:
+            place.rename("moved")
+            place.symlink_to("../moved")
+        before = looks(Path())
+        assert main(["convert", "pipe", f"{name}.d/", "--overwrite"]) == Exit.OUTPUT
+        assert f"holds {name}, {kind}, which is not replaced" in capsys.readouterr().err
+        assert looks(Path()) == before
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("fails", ["rename", "fsync"])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_folder_is_replaced_whole_or_not_at_all(fails: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever change of name or flush fails; a file of ours that was not there is not there afterwards either."""
+    (Path("pipe/scheduler/scheduler_config.json")).unlink()
+    Path("pipe/scheduler").rmdir()
+    before, owner = looks(Path("pipe")), Path if fails == "rename" else os
+    plain, left = getattr(owner, fails), [0]
+
+    def failing(*args: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+        return plain(*args)
+
+    monkeypatch.setattr(owner, fails, failing)
+    for nth in range(1, 100):
+        left[0] = nth
+        if main(["convert", "run", "pipe/", "--overwrite", "-q"]) == 0:
+            break
+        assert looks(Path("pipe")) == before, nth
+    assert 7 < nth < 99 and looks(Path("pipe")) != before
+
+
+@pytest.mark.usefixtures("files")
+def test_a_power_cut_leaves_no_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as names go: whatever the number of changes done, the folder is the old one, the new one, or refused."""
+    assert main(["convert", "run", "new/"]) == 0
+    whole = {name: formats_load(name) for name in ("pipe", "new")}
+    plain, seen = Path.rename, set()
+
+    def watched(path: Path, target: Path) -> Path:
+        found = plain(path, target)
+        if main(["convert", "pipe", "now.pt", "--overwrite", "-q"]) == 0:
+            seen.add(next(name for name, digest in whole.items() if digest == formats_load("now.pt")))
+        else:
+            seen.add("refused")
+        return found
+
+    monkeypatch.setattr(Path, "rename", watched)
+    assert main(["convert", "run", "pipe/", "--overwrite", "-q"]) == 0
+    assert seen == {"refused", "new"}
+
+
+def formats_load(name: str) -> str:
+    from ddpmctl.interop.formats import load
+
+    content = load(Path(name)).content
+    return checkpoint.digest_of({key: content[key] for key in ("net", "config")})
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("target", ["photos.v2/", "x.safetensors/", "x.pt/", "x.ckpt//"])
+def test_a_destination_that_ends_in_a_slash_is_a_folder(target: str) -> None:
+    assert main(["convert", "run", target]) == 0
+    assert Path(target, "model_index.json").is_file()
+    assert main(["convert", target, "back.pt"]) == 0
 
 
 @pytest.mark.usefixtures("files")

@@ -15,7 +15,7 @@ from ddpmctl.parsing import parse_size, size_text
 
 def convert(
     src: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint or run folder of ddpmctl; folder of a diffusers DDPMPipeline; .safetensors of ddpmctl; .pth of the predecessor.")],
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="x.pt: of ddpmctl; x.safetensors: with the configuration embedded; folder/: of a diffusers DDPMPipeline.")],
+    out: Annotated[str, typer.Argument(metavar="DST", help="x.pt: of ddpmctl; x.safetensors: with the configuration embedded; folder/: of a diffusers DDPMPipeline.")],
     to: Annotated[str | None, typer.Option("--to", metavar="FORMAT", help="ddpmctl, diffusers or safetensors.  [default: by the ending of DST]", autocompletion=complete("interop.formats", "FORMATS"))] = None,
     size: Annotated[Any, typer.Option(metavar="SIZE", help="Of the images, where SRC does not say it: 64, or 48x64 (height x width).", parser=reading(parse_size))] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="What else SRC does not say, such as model.norm_groups and model.time_scale of a .pth; repeatable.")] = None,
@@ -40,7 +40,7 @@ def convert(
     if size == "auto":
         raise ConfigError("--size auto: a checkpoint has no images to tell it from", "give a number, such as 64")
     given = flag_layer({"data.size": size_text(size) if size is not None else None}, settings or [])
-    name = format_for(dst, to)
+    dst, name = Path(out), format_for(out, to)
     _check_place(dst, overwrite=overwrite, folder=FORMATS[name].ending == "")
     file = checkpoint_in(src)
     if os.path.realpath(dst) == os.path.realpath(file):  # not resolve(), which fails on a link to itself

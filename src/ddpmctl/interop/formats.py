@@ -11,6 +11,7 @@ from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.interop import diffusers, lucidrains, predecessor, safetensors
 from ddpmctl.interop.imported import Loaded, Wishes, check_numbers
 from ddpmctl.interop.source import Source
+from ddpmctl.parsing import SLASHES
 from ddpmctl.runfile import Layer
 
 
@@ -70,19 +71,26 @@ def load(path: Path, given: Layer = NOTHING_GIVEN) -> Loaded:
     return loaded
 
 
-def format_for(path: Path, name: str | None) -> str:
-    """The row of :data:`FORMATS` to write at ``path``: ``name``, or by its ending. Raises :class:`ConfigError`."""
+def format_for(out: str | Path, name: str | None) -> str:
+    """The row of :data:`FORMATS` to write at ``out``: ``name``, or by its ending; ``new.v2/`` is a folder.
+
+    Raises :class:`ConfigError`.
+    """
+    path, folder = Path(out), str(out).endswith(SLASHES)
     writable = {row: format for row, format in FORMATS.items() if format.write}
     if name is not None:
         if name not in writable:
             raise ConfigError(f"--to {name}: is only read, not written", f"write {' or '.join(writable)}")
+        if folder and writable[name].ending:
+            raise ConfigError(f"{out}: {name} is a file, not a folder", "leave the / out, or choose another format")
         return name
-    ending = "" if path.is_dir() else path.suffix.lower()
+    ending = "" if folder or path.is_dir() else path.suffix.lower()
     for row, format in writable.items():
         if format.ending == ending:
             return row
     raise ConfigError(
-        f"{path}: no format ends in {ending}", ".pt is ddpmctl's, .safetensors, a folder is diffusers'; or name it with --to"
+        f"{path}: no format ends in {ending}",
+        f".pt is ddpmctl's, .safetensors, a folder is diffusers' ({path}/); or name it with --to",
     )
 
 
