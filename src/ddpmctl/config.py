@@ -5,6 +5,7 @@ Nothing here imports torch. Reading, merging and writing run files is in :mod:`d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,12 @@ def _parse_number(value: object) -> object:
     return value
 
 
+def _check_digest(value: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"{written(value)} is not 64 hexadecimal digits")
+    return value
+
+
 def _row(module: str, table: str) -> Callable[[str], str]:
     """Validator: the value is a key of the literal dict ``table`` of ``ddpmctl.<module>``."""
 
@@ -67,6 +74,7 @@ Positive = Annotated[Count, Field(ge=1)]
 Width = Annotated[Count, Field(ge=1, le=8192)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)]
 Place = Annotated[Text, AfterValidator(check_name)]
+Digest = Annotated[Text, AfterValidator(_check_digest)]
 Size = Annotated[
     Literal["auto"] | tuple[int, int], BeforeValidator(parse_size), PlainSerializer(size_text, return_type=str | int)
 ]
@@ -208,6 +216,9 @@ class TrainConfig(Section):
     )
     init_from: Place | None = Field(
         None, description="checkpoint or run folder, of other tools too, whose weights a new run starts with; --init-from"
+    )
+    init_digest: Digest | None = Field(
+        None, description="SHA-256 of those weights, written by the run: others in their place are refused"
     )
     lr_schedule: LrSchedule = Field(
         "constant", description="constant | linear | cosine | cosine_flat | geometric (the last two end at lr x 0.01)"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpmctl import checkpoint
 from ddpmctl.checkpoint import naming_a_good_one
 from ddpmctl.config import ModelConfig, RunConfig
 from ddpmctl.errors import CheckpointError, ConfigError
@@ -38,14 +39,42 @@ def load(path: Path, wishes: Layer = NOTHING_GIVEN) -> Loaded:
 
 
 def named_in(layers: Sequence[Layer]) -> tuple[Path, Loaded] | None:
-    """The checkpoint that the last of ``layers`` to speak of it names, loaded; None where there is to be none."""
+    """The checkpoint that the last of ``layers`` to speak of it names, loaded; None where there is to be none.
+
+    Raises as :func:`load`, and where that or a later layer has the digest of other weights.
+    """
     values = {key: value for layer in layers for key, value in layer.values.items()}
     origins = {key: layer.origins.get(key, key) for layer in layers for key in layer.values}
     named = values.get("train.init_from")
     if not isinstance(named, str):
         return None
+    naming = max(number for number, layer in enumerate(layers) if "train.init_from" in layer.values)
+    digests = [layer.values["train.init_digest"] for layer in layers[naming:] if "train.init_digest" in layer.values]
     with naming_a_good_one():
-        return Path(named), load(Path(named), Layer(values, origins))
+        loaded = load(Path(named), Layer(values, origins))
+    _check_digest(loaded, Path(named), digests[-1] if digests else None)
+    return Path(named), loaded
+
+
+def load_again(config: RunConfig) -> Loaded:
+    """The weights that the run of ``config`` began with. Raises as :func:`load`, and where they are others now."""
+    path = Path(str(config.train.init_from))
+    loaded = load(path, config_layer(config.to_dict(), str(path)))
+    _check_digest(loaded, path, config.train.init_digest)
+    return loaded
+
+
+def digest_of(loaded: Loaded) -> str:
+    """The digest of the weights alone, whatever is said of them, and by which version."""
+    return checkpoint.digest_of({"net": loaded.content["net"], "ema": loaded.content["ema"]["net"]})
+
+
+def _check_digest(loaded: Loaded, path: Path, digest: str | None) -> None:
+    if digest is not None and digest != digest_of(loaded):
+        raise CheckpointError(
+            f"{path}: other weights than those that the run began with (train.init_digest)",
+            "bring them back, or start another run with --init-from",
+        )
 
 
 def settings(loaded: Loaded, path: Path, layers: Sequence[Layer]) -> RunConfig:

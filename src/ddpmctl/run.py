@@ -36,7 +36,7 @@ from ddpmctl.images import save_png
 from ddpmctl.keeping import Attempts, Kept
 from ddpmctl.metrics import Window
 from ddpmctl.preview import Preview
-from ddpmctl.runfile import config_layer, to_yaml
+from ddpmctl.runfile import to_yaml
 from ddpmctl.runfolder import RunFolder
 from ddpmctl.training import TrainState, TrainStep, train_steps
 from ddpmctl.validation import DRAWS, Validated, Validation, hold_out
@@ -258,10 +258,13 @@ class Run:
                 f"training diverged: {problem}; and no checkpoint can be read", f"see to {self.folder.checkpoints}"
             )
         else:
+            try:
+                first = initial.load_again(self.config) if train.init_from else None
+            except CheckpointError as error:
+                raise DivergenceError(f"training diverged: {problem}; and {error.problem}", error.advice) from error
             state.restart(self._new_net())
-            if train.init_from:
-                first = Path(train.init_from)
-                self.start_with(initial.load(first, config_layer(self.config.to_dict(), str(first))).content, first)
+            if first:
+                self.start_with(first.content, Path(str(train.init_from)))
             self._window.restore([])
             self._kept = Kept()
         state.rollbacks, state.pardoned = rollbacks + 1, pardoned

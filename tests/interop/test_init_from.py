@@ -85,8 +85,7 @@ def test_what_stops_goes_on_and_what_died_before_a_checkpoint_starts_again_with_
     assert main(["train", "--resume", "parts", "--steps", "4"]) == 0
     assert_same_run(Path("whole"), Path("parts"))
     shutil.copytree("whole", "died")
-    for path in (*Path("died/checkpoints").iterdir(), Path("died/.saved"), Path("died/metrics.csv"), *Path("died/samples").iterdir()):
-        path.unlink()
+    forget_all_but_the_settings(Path("died"))
     assert main(["train", "--resume", "died"]) == 0
     assert_same_run(Path("whole"), Path("died"))
 
@@ -134,6 +133,56 @@ def test_what_it_leaves_open_must_fit(photos: Path, words: str, told: str, capsy
     assert main(["train", str(photos), "--init-from", "old.pth", "--size", "16", "--set", words, "--out", "new"]) != 0
     assert told in capsys.readouterr().err
     assert not Path("new").exists()
+
+
+def forget_all_but_the_settings(run: Path) -> None:
+    """As if the run had died before its first checkpoint."""
+    for path in (*(run / "checkpoints").iterdir(), run / ".saved", run / "metrics.csv", *(run / "samples").iterdir()):
+        path.unlink()
+
+
+def test_weights_that_were_replaced_are_noticed_where_the_run_starts_again(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(Path("pipe"))
+    saved(Path("other"), seed=1)
+    assert main(["train", str(photos), "--init-from", "pipe", *SHORT, "--out", "run"]) == 0
+    shutil.copytree("run", "whole")
+    forget_all_but_the_settings(Path("run"))
+    Path("pipe").rename("kept")
+    shutil.copytree("other", "pipe")
+    capsys.readouterr()
+    for command in (["--resume", "run"], ["-c", "run/run.yaml", "--out", "again"]):
+        assert main(["train", *command]) == Exit.CHECKPOINT
+        shown = capsys.readouterr().err
+        assert "pipe: other weights than those that the run began with" in shown and "bring them back" in shown
+    assert not Path("again").exists()
+    assert main(["train", "-c", "run/run.yaml", "--init-from", "other", "--out", "another"]) == 0
+    assert main(["train", "--resume", "whole", "--steps", "6"]) == 0  # it needs them no more
+    shutil.rmtree("pipe")
+    assert main(["convert", "kept", "pipe/"]) == 0  # other files, the same weights
+    assert main(["train", "--resume", "run", "--steps", "6"]) == 0
+    assert_same_run(Path("whole"), Path("run"))
+
+
+def test_weights_that_were_replaced_are_noticed_where_a_run_diverges(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(Path("pipe"))
+
+    def bad(step: int, rollbacks: int) -> bool:
+        saved(Path("pipe"), seed=1)
+        return True
+
+    spoil_gradients(monkeypatch, bad)
+    command = [str(photos), "--init-from", "pipe", *SHORT, "--set", "train.bad_steps=1", "--out", "new"]
+    assert main(["train", *command]) == Exit.DIVERGED
+    shown = capsys.readouterr().err
+    assert "training diverged" in shown and "pipe: other weights than those that the run began with" in shown
+
+
+@pytest.mark.parametrize("digest", ["abc", "0" * 63 + "G", "12"])
+def test_a_digest_that_is_none(photos: Path, digest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(photos), "--set", f"train.init_digest={digest}", "--dry-run"]) == Exit.CONFIG
+    assert "--set train.init_digest" in capsys.readouterr().err
 
 
 CONTRADICTIONS: dict[str, tuple[list[str], list[str]]] = {

@@ -163,6 +163,17 @@ class Place(Word):
         return None if raw is None else super().meaning(raw)
 
 
+class Digest(Kind):
+    """64 hexadecimal digits; None where there is none."""
+
+    def good(self) -> SearchStrategy[Given]:
+        return st.binary(min_size=32, max_size=32).flatmap(lambda data: spelled([data.hex()]))
+
+    def meaning(self, raw: object) -> object:
+        refuse_unless(raw is None or bool(re.fullmatch(r"[0-9a-f]{64}", str(raw))))
+        return None if raw is None else str(raw)
+
+
 class Size(Kind):
     """A side, both, or auto."""
 
@@ -306,6 +317,7 @@ KINDS: dict[str, Kind] = {
     "train.beta2": Real(0, 1, without=(1,)),
     "train.weight_decay": Real(0),
     "train.init_from": Place(),
+    "train.init_digest": Digest(),
     "train.lr_schedule": Choice(("constant", "linear", "cosine", "cosine_flat", "geometric")),
     "train.lr_warmup": Whole(),
     "train.grad_clip": Real(0),

@@ -141,7 +141,7 @@ def _settle(
 ) -> tuple[RunConfig, tuple[Path, dict[str, Any]] | None, tuple[Path, Loaded] | None]:
     """Which settings, which checkpoint to go on from, and which to start with. Reads, but writes nothing."""
     from ddpmctl.errors import CheckpointError, ConfigError
-    from ddpmctl.initial import check_resumable, named_in, settings
+    from ddpmctl.initial import check_resumable, digest_of, named_in, settings
     from ddpmctl.runfile import check_size, read_run_file
     from ddpmctl.runfile import resolve as merge
     from ddpmctl.runfolder import checkpoint_in
@@ -175,7 +175,8 @@ def _settle(
     if config.train.init_from:
         # The very file, so that a run folder which trains on is not taken for what it was.
         start = str((checkpoint_in(Path(config.train.init_from)) if first else Path(config.train.init_from)).absolute())
-        config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": start})})
+        update = {"init_from": start, **({"init_digest": digest_of(first[1])} if first else {})}
+        config = config.model_copy(update={"train": config.train.model_copy(update=update)})
     if not resume:
         _check_free(folder, overwrite=overwrite)
     if config.data.size != "auto":
