@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ddpmctl import averages, checkpoint
 from ddpmctl.cli import main
 from ddpmctl.core.power import PowerEMA
 from ddpmctl.sampling import load_model
 from helpers import spoil_gradients
+from runs import assert_same
 
 SNAPSHOTS = ["--set", "train.ema_snapshot_every=2", "--set", "train.keep=20", "--set", "train.save_every=1"]
 
@@ -101,15 +103,32 @@ def test_resume_goes_on_with_the_same_averages(run, photos, tiny):
 def test_snapshots_cannot_start_half_way(photos, tiny, capsys):
     assert main(["train", str(photos), "--config", str(tiny), "--steps", "4", "--out", "s", "-q"]) == 0
     assert main(["train", "--resume", "s", "--steps", "8", "--set", "train.ema_snapshot_every=2"]) != 0
-    assert "train.ema_snapshot_every" in capsys.readouterr().err
-    forced = ["train", "--resume", "s", "--steps", "8", "--set", "train.ema_snapshot_every=2", "--force", "-q"]
-    assert main(forced) == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert "train.ema_snapshot_every: 0 when the run started, now 2" in error and "add --force" in error
+    assert main(["train", "--resume", "s", "--steps", "8", "--set", "train.ema_snapshot_every=2", "--force", "-q"]) == 0
     assert names(Path("s")) == ["step-00000004.pt", "step-00000006.pt", "step-00000008.pt"]
     first = checkpoint.load(Path("s/averages/step-00000004.pt"), averages._SNAPSHOT)["powers"]
     for power in first:  # as if the weights had been these all along
         assert all(torch.equal(power["net"][name], value) for name, value in load(Path("s"), 4)["net"].items())
-    assert main([*forced[:4], "10", "--set", "train.ema_snapshot_every=0", "--force", "-q"]) == 0
-    assert "powers" not in load(Path("s"), 10)
+
+
+def test_snapshots_may_be_rarer_or_end_half_way(run, photos, tiny, capsys):
+    """Training and the averages themselves do not depend on when one looks at them."""
+    started = ["train", str(photos), "--config", str(tiny), *SNAPSHOTS, "--steps", "5", "-q"]
+    for out, every in (("rarer", "3"), ("none", "0")):
+        assert main([*started, "--out", out]) == 0
+        assert main(["train", "--resume", out, "--steps", "12", "--set", f"train.ema_snapshot_every={every}"]) == 0
+        assert f"changed: train.ema_snapshot_every: 2 -> {every}" in capsys.readouterr().out
+        for part in ("net", "ema", "optimizer"):
+            assert_same(load(run, 12)[part], load(Path(out), 12)[part], part)
+    for one, other in zip(load(run, 12)["powers"], load(Path("rarer"), 12)["powers"], strict=True):
+        assert_same(one, other, "powers")
+    assert names(Path("rarer")) == [f"step-{step:08d}.pt" for step in (2, 4, 6, 9, 12)]
+    assert names(Path("none")) == ["step-00000002.pt", "step-00000004.pt"]
+    assert "powers" not in load(Path("none"), 12)
+    capsys.readouterr()
+    assert main(["train", "--resume", "none", "--steps", "14", "--set", "train.ema_snapshot_every=2"]) != 0
+    assert "0 when the run started, now 2" in " ".join(capsys.readouterr().err.split())
 
 
 def test_snapshots_past_the_step_gone_back_to_are_taken_again(photos, tiny, monkeypatch):
@@ -134,16 +153,24 @@ def test_steps_that_changed_nothing_count_as_time(photos, tiny, monkeypatch):
         torch.testing.assert_close(mine, exact, rtol=1e-4, atol=1e-6)
 
 
-def test_a_damaged_snapshot_is_named(run, capsys):
+def test_the_others_do_without_a_damaged_snapshot(run, capsys):
     file = run / "averages" / "step-00000004.pt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
-    assert main(["sample", str(run), "-n", "1", "--steps", "2", "--ema-length", "0.08", "-o", "a.png"]) != 0
-    error = " ".join(capsys.readouterr().err.split())
-    assert "step-00000004.pt" in error and "move it out of the run" in error
+    command = ["sample", str(run), "-n", "2", "--steps", "2", "--ema-length", "0.08", "--overwrite", "-o"]
+    assert main([*command, "a.png"]) == 0
+    warned = " ".join(capsys.readouterr().err.split())
+    assert "warning:" in warned and "step-00000004.pt: damaged" in warned and "going on without it" in warned
     file.unlink()
-    assert main(["sample", str(run), "-n", "1", "--steps", "2", "--ema-length", "0.08", "-o", "a.png"]) == 0
+    assert main([*command, "b.png"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
+    for other in (run / "averages").iterdir():
+        other.write_bytes(b"")
+    assert main([*command, "c.png"]) == 0  # the checkpoint holds averages itself
+    warned = " ".join(capsys.readouterr().err.split())
+    assert warned.count("going on without it") == 4
 
 
 def test_snapshots_of_another_network_are_refused(run, photos, tiny, capsys):

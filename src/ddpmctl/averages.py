@@ -5,9 +5,10 @@ They lie in ``RUN/averages/step-*.pt``, written and checked as checkpoints are; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -50,11 +51,19 @@ def lengths(path: Path, content: Mapping[str, Any]) -> list[float]:
     return [length for length in _CHOICES if combine(stored, Profile(length, step)).error <= FAIR]
 
 
-def weights_of(length: float, path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Tensor], float]:
-    """Weights averaged over ``length`` at the step of the checkpoint ``content`` from ``path``; and the error of the profile.
+class Built(NamedTuple):
+    """Weights of an average, how far its profile is from the one wanted, 0 to 1, and a line for each snapshot left out."""
 
-    Raises :class:`ConfigError` for a length that no average has, and for a run that takes no snapshots,
-    :class:`CheckpointError` for those of another network.
+    weights: dict[str, Tensor]
+    error: float
+    left_out: tuple[str, ...]
+
+
+def weights_of(length: float, path: Path, content: Mapping[str, Any]) -> Built:
+    """Weights averaged over ``length`` at the step of the checkpoint ``content`` from ``path``.
+
+    Snapshots that cannot be read are left out: the others nearly do without them. Raises :class:`ConfigError` for a
+    length that no average has, and for a run that takes no snapshots, :class:`CheckpointError` for those of another network.
     """
     if not 0 < length <= LONGEST:
         raise ConfigError(f"--ema-length {length:g}: must be above 0, and at most {LONGEST}", "0.05 is short, 0.2 is long")
@@ -63,29 +72,36 @@ def weights_of(length: float, path: Path, content: Mapping[str, Any]) -> tuple[d
             f"--ema-length {length:g}: {path} was trained without snapshots of its averages",
             "leave --ema-length out, or train with --set train.ema_snapshot_every=500",
         )
-    stored = [Profile(power["length"], step) for step, _, power in _powers(path, content)]
-    factors, error = combine(stored, Profile(length, content["step"]))
-    like = content["ema"]["net"]
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
-    for factor, (_, file, power) in zip(factors.tolist(), _powers(path, content), strict=True):
-        if {name: value.shape for name, value in power["net"].items()} != {n: v.shape for n, v in like.items()}:
+    step, like = content["step"], content["ema"]["net"]
+    stored, good, left_out = [Profile(power["length"], step) for power in content["powers"]], list[Path](), list[str]()
+    for file in _snapshots(path, step):
+        try:
+            powers = _powers(file)
+        except CheckpointError as fault:
+            left_out.append(f"{fault.problem}: going on without it")
+            continue
+        if any(_shapes(power["net"]) != _shapes(like) for power in powers):
             raise CheckpointError(f"{file}: of another network than {path}", "move it out of the run")
+        stored += [Profile(power["length"], step_of(file)) for power in powers]
+        good.append(file)
+    factors, error = combine(stored, Profile(length, step))
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
+    # Read again, so that one file at a time is in memory.
+    averages = itertools.chain(content["powers"], itertools.chain.from_iterable(map(_powers, good)))
+    for factor, power in zip(factors.tolist(), averages, strict=True):
         for name, value in power["net"].items():
             total[name] += factor * value
-    return {name: total[name].to(value.dtype) for name, value in like.items()}, error
+    return Built({name: total[name].to(value.dtype) for name, value in like.items()}, error, tuple(left_out))
 
 
-def _powers(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[int, Path, dict[str, Any]]]:
-    """(step, file, average) in the checkpoint and in its run's snapshots before it, one file in memory at a time."""
-    for power in content["powers"]:
-        yield content["step"], path, power
-    for file in _snapshots(path, content["step"]):
-        try:
-            powers = checkpoint.load(file, _SNAPSHOT)["powers"]
-        except CheckpointError as error:
-            raise CheckpointError(error.problem, "move it out of the run: the others nearly do without it") from error
-        for power in powers:
-            yield step_of(file), file, power
+def _powers(file: Path) -> list[dict[str, Any]]:
+    """The averages in a snapshot. Raises :class:`CheckpointError`."""
+    powers: list[dict[str, Any]] = checkpoint.load(file, _SNAPSHOT)["powers"]
+    return powers
+
+
+def _shapes(net: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in net.items()}
 
 
 def _snapshots(path: Path, before: int) -> list[Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ddpmctl.config import RunConfig
 from ddpmctl.errors import ConfigError
 from ddpmctl.runfile import config_layer
@@ -18,11 +21,17 @@ FROZEN: dict[str, str] = {
     "diffusion": "the network has learned another process",
     "model": "the weights belong to another architecture",
     "train.batch_size": "the position in the data would be lost",
-    "train.ema_snapshot_every": "the averages would not be of the whole run",
+    "train.ema_snapshot_every": "the averages were not taken from the start (with --force they take the weights of now for those of before)",
     "train.init_from": "the run began with other weights",
     "train.optimizer": "the optimiser's state belongs to another one",
 }
 """Keys and sections that a resumed run keeps, with the reason."""
+
+HARMLESS: dict[str, Callable[[Any, Any], bool]] = {
+    # They are taken at every step, and a snapshot is but a look at them: it may be taken more rarely, or no more.
+    "train.ema_snapshot_every": lambda before, after: before > 0,
+}
+"""For keys of :data:`FROZEN`: whether that change, from one value to another, is allowed after all."""
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
@@ -36,7 +45,8 @@ def check_changes(old: RunConfig, new: RunConfig, *, force: bool) -> list[tuple[
     found = changes(old, new)
     for key, before, after in found:
         reason = FROZEN.get(key) or FROZEN.get(key.partition(".")[0])
-        if reason and not force:
+        harmless = key in HARMLESS and HARMLESS[key](before, after)
+        if reason and not harmless and not force:
             raise ConfigError(f"{key}: {before} when the run started, now {after}: {reason}",
                               "resume with the old value, start a new run with another --out, or add --force")  # fmt: skip
     return found

@@ -41,7 +41,8 @@ class Model:
     """A trained model, ready to sample. ``image_shape`` is (C, H, W); ``class_names`` is empty when unconditional.
 
     ``fingerprint``: that of the data set it was trained on, empty where that is not known. ``ema_error``: how far the profile
-    of its average is from the one asked for, 0 to 1. ``notes``: what is to be said of a checkpoint of another tool.
+    of its average is from the one asked for, 0 to 1; ``left_out``: a line for each of its snapshots that could not be read.
+    ``notes``: what is to be said of a checkpoint of another tool.
     """
 
     denoiser: Denoiser
@@ -55,6 +56,7 @@ class Model:
     fingerprint: str
     ema_error: float
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -121,17 +123,16 @@ def load_model(
         _check_guidance(guidance, config, content["class_names"], file)
     channels, height, width = content["image_shape"]
     net: torch.nn.Module = empty_net(content, config, file).to_empty(device="cpu")
-    error = 0.0
     if ema_length is not None:
-        averaged, error = averages.weights_of(ema_length, file, content)
+        built = averages.weights_of(ema_length, file, content)
     else:
-        averaged = content["ema"]["net"] if weights == "ema" else content["net"]
-    net.load_state_dict(averaged, strict=True)
+        built = averages.Built(content["ema"]["net"] if weights == "ema" else content["net"], 0.0, ())
+    net.load_state_dict(built.weights, strict=True)
     autocast = resolve_precision(precision, target)
     net = round_once(place(net, target).eval().requires_grad_(False), autocast)
     denoiser = build_denoiser(config, net, autocast, threshold=threshold, guidance=guidance, interval=interval)
     return Model(denoiser, config, (channels, height, width), list(content["class_names"]), int(content["step"]),
-                 str(content["digest"]), file, target, (content.get("data") or {}).get("fingerprint", ""), error, loaded.notes)  # fmt: skip
+                 str(content["digest"]), file, target, (content.get("data") or {}).get("fingerprint", ""), built.error, loaded.notes, built.left_out)  # fmt: skip
 
 
 def _check_guidance(guidance: float, config: RunConfig, class_names: Sequence[str], file: Path) -> None:

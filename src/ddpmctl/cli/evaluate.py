@@ -102,7 +102,7 @@ def evaluate(
     with naming_a_good_one():
         model = load_model(what, device, weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)
     tell_notes(model.notes)
-    tell_ema(model.ema_error, ema_length)
+    tell_ema(model, ema_length)
     model.check_steps(steps)
     facts = evaluate_model(
         model, plan(quality, sampler, steps, spacing), class_name, settings, weights=weights, ema_length=ema_length, batch_size=batch_size,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpmctl.cli import console
 from ddpmctl.errors import ConfigError
 from ddpmctl.rows import nearest, row_names
+
+if TYPE_CHECKING:
+    from ddpmctl.sampling import Model
 
 
 def choices(module: str, table: str) -> str:
@@ -61,14 +64,16 @@ def tell_notes(notes: tuple[str, ...]) -> None:
         console.note(text)
 
 
-def tell_ema(error: float, length: float | None) -> None:
-    """Warn where an average is not quite of the length asked for."""
+def tell_ema(model: Model, length: float | None) -> None:
+    """Warn where an average does without a snapshot, or is not quite of the length asked for."""
     if length is None:
         return
     from ddpmctl.averages import FAIR
 
-    if error > FAIR:
-        console.warn(f"the run's snapshots give an average of length {length:g} only roughly ({error:.0%} off): "
+    for text in model.left_out:
+        console.warn(text)
+    if model.ema_error > FAIR:
+        console.warn(f"the run's snapshots give an average of length {length:g} only roughly ({model.ema_error:.0%} off): "
                      "`ddpmctl inspect` names those that it can have")  # fmt: skip
 
 

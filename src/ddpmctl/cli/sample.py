@@ -105,7 +105,7 @@ def sample(
         model = load_model(ckpt, device, weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,
                            guidance=guidance, interval=interval)  # fmt: skip
     tell_notes(model.notes)
-    tell_ema(model.ema_error, ema_length)
+    tell_ema(model, ema_length)
     model.check_steps(steps)
     model.check_variance(variance)
     steps = way.steps_of(model.denoiser.schedule.timesteps)
