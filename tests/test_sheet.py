@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from ddpmctl.images import grid
-from ddpmctl.sheet import LONGEST_TITLE, in_rows, titled
+from ddpmctl.noise_demo.figure import legible, spelled
+from ddpmctl.sheet import LONGEST_TITLE, in_rows, titled, titles_of
 
 
 @pytest.mark.parametrize(("n", "rows"), [(12, 3), (11, 3), (10, 3), (3, 3), (5, 1), (7, 7)])
@@ -41,3 +42,26 @@ def test_titles_stand_on_the_left_and_leave_the_pixels_alone(channels):
 def test_a_long_title_is_cut():
     widths = [titled(Image.new("L", (9, 9)), ["x" * n]).width for n in (LONGEST_TITLE, LONGEST_TITLE + 1, 1000)]
     assert widths[1] == widths[2] <= widths[0]
+
+
+@pytest.mark.parametrize("matplotlib", [True, False])
+def test_letters_that_the_font_lacks_are_no_boxes(matplotlib, monkeypatch):
+    """With the font of matplotlib, and with Pillow's own; what is drawn for a letter beyond Unicode's is that for none."""
+    from ddpmctl.noise_demo import figure
+
+    for cached in (figure.font, figure._has, figure._dejavu):
+        cached.cache_clear()
+    if matplotlib:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setattr(figure.plot, "available", lambda: False)
+    try:
+        assert legible("cats & dogs 12_x-y.z") and not legible("cat 猫")
+        assert legible("кошки, ψυχή") == matplotlib
+        assert titles_of(["cat", "猫", "犬 dog", "a\nb"]) == ["cat", "class 1", "class 2", "a\nb"]
+        assert spelled("cat 猫 by 犬") == "cat ? by ?" and spelled("a\nb\x1b[31m") == r"a\nb\x1b[31m"
+        plain = Image.new("RGB", (30, 40))
+        assert titled(plain, ["猫", "a\tb"]).tobytes() == titled(plain, ["?", r"a\tb"]).tobytes()
+    finally:
+        for cached in (figure.font, figure._has, figure._dejavu):
+            cached.cache_clear()

@@ -16,7 +16,7 @@ from ddpmctl.interop import formats
 from ddpmctl.interop.formats import NOTHING_GIVEN
 from ddpmctl.interop.imported import Loaded, Wishes
 from ddpmctl.runfile import Layer, config_layer, resolve
-from ddpmctl.runfolder import checkpoint_in, run_of
+from ddpmctl.runfolder import RunFolder, checkpoint_in, run_of
 from ddpmctl.sampling import config_of, empty_net
 
 KEPT = (
@@ -130,9 +130,13 @@ def refuse_checkpoint(data: Path) -> None:
     if not data.exists() or kind_of(data) != "checkpoint":
         return
     run = run_of(data.absolute().parent)
+    if run is None:
+        raise CheckpointError(f"{data}: a checkpoint, not a run folder to resume", advice(data))
+    best = data.name == RunFolder(run).best_file.name
+    what = "the checkpoint of the lowest KID so far, kept aside" if best else "a checkpoint"
     again = shlex.join(["ddpmctl", "train", "--resume", str(run)])
     raise CheckpointError(
-        f"{data}: a checkpoint, not a run folder to resume", f"go on with its run: {again}" if run else advice(data)
+        f"{data}: {what}, not a run folder to resume", f"go on with its run, from its newest checkpoint: {again}; or {advice(data)}"
     )
 
 

@@ -64,9 +64,12 @@ class Job(NamedTuple):
 
 
 class Sink:
-    """Takes finished images, and states on the way where it ``wants_states``; complete when its block ends well."""
+    """Takes finished images, and states on the way where it ``wants_states``; complete when its block ends well.
 
-    wants_states = False
+    ``titled``: its rows may have titles.
+    """
+
+    wants_states = titled = False
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -102,6 +105,8 @@ class Sink:
 class GridSink(Sink):
     """One PNG with all images."""
 
+    titled = True
+
     def check(self) -> None:
         _check_grid(self.job, MOST_PIXELS)
 
@@ -119,7 +124,7 @@ class GridSink(Sink):
 class GifSink(Sink):
     """The grid on its way from noise to images, at most :data:`GIF_FRAMES` steps of it."""
 
-    wants_states = True
+    wants_states = titled = True
 
     def __init__(self, job: Job) -> None:
         count = min(job.steps, GIF_FRAMES)

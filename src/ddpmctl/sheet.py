@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ddpmctl.noise_demo.figure import font, text_width
+from ddpmctl.noise_demo.figure import font, legible, spelled, text_width
 
 LONGEST_TITLE = 30
 """Letters of a title; longer ones are cut."""
@@ -30,9 +30,15 @@ def in_rows(images: Tensor, rows: int) -> Tensor:
     return cells
 
 
+def titles_of(class_names: Sequence[str]) -> list[str]:
+    """A title for each class: its name, or where the font has not all of its letters its number, ``class 3``."""
+    return [name if legible(name) else f"class {number}" for number, name in enumerate(class_names)]
+
+
 def titled(picture: Image.Image, titles: Sequence[str]) -> Image.Image:
     """``picture`` with a title on the left of each of its rows, which are equally high."""
-    texts = [title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 3]}..." for title in titles]
+    lines = [spelled(title) for title in titles]
+    texts = [line if len(line) <= LONGEST_TITLE else f"{line[: LONGEST_TITLE - 3]}..." for line in lines]
     margin = max(text_width(text, _SIZE) for text in texts) + 2 * _SIZE
     page = Image.new(picture.mode, (margin + picture.width, picture.height), "white")
     page.paste(picture, (margin, 0))

@@ -295,3 +295,26 @@ def test_it_runs_as_a_module_and_as_a_script():
             .stdout.strip()
             .endswith(__version__)
         )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sample", "run", "--interpolate", "a.png", "-o", "out.png"], "--interpolate: needs A B, but after a.png comes the flag -o"),
+        (["sample", "run", "--interpolate", "-o", "out.png", "a.png", "b.png"], "--interpolate: needs A B, but then comes the flag -o"),
+        (["sample", "run", "-o", "--overwrite"], "-o: needs PATH, but then comes the flag --overwrite"),
+        (["sample", "run", "-o", "--help"], "-o: needs PATH, but then comes the flag --help"),
+        (["train", "photos", "--init-from", "--dry-run"], "--init-from: needs PATH, but then comes the flag --dry-run"),
+        (["inspect", "run", "--json", "--debug", "--nothing"], "No such option"),
+    ],
+)
+def test_a_flag_is_not_taken_for_the_value_of_another(words, told, capsys):
+    assert main(words) == Exit.CONFIG
+    shown = " ".join(capsys.readouterr().err.split())
+    assert told in shown and not list(Path().iterdir())
+
+
+def test_a_value_that_looks_like_a_flag_can_be_given(trained):
+    assert main(["sample", str(trained), "-n", "1", "--steps", "1", "--out=-o.png"]) == 0
+    assert main(["sample", str(trained), "-n", "1", "--steps", "1", "-o", "-q.png"]) == 0
+    assert Path("-o.png").is_file() and Path("-q.png").is_file()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpmctl import checkpoint
 from ddpmctl.cli import main
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.samplers import SAMPLERS
@@ -332,3 +333,29 @@ def test_bad_input_is_one_clear_error_before_any_work(case, trained, capsys, mon
 def test_an_unknown_class_names_the_nearest(trained_classes, capsys):
     assert main(["sample", str(trained_classes), "--class", "cat"]) == Exit.CONFIG
     assert "did you mean 'cats'" in capsys.readouterr().err
+
+
+def test_class_names_of_any_letters_are_readable_on_the_screen_and_in_the_picture(trained_classes, capsys):
+    """Control characters as escapes; a script that the font lacks by the number of the class, with one warning."""
+    Image.new("RGB", (16, 24), "red").save("cat.png")
+    content = checkpoint.load(trained_classes / "checkpoints" / "step-00000006.pt")
+    content.pop("digest")
+    strange = ["a\nb\x1b[31m", "猫"]
+    for file, names in (("strange.pt", strange), ("plain.pt", [r"a\nb\x1b[31m", "class 1"])):
+        checkpoint.save(Path(file), {**content, "class_names": names})
+        assert main(["sample", file, "-n", "4", "--steps", "1", "-o", f"{file}.png"]) == 0
+        assert main(["sample", file, "-n", "4", "--steps", "1", "-o", f"{file}.gif"]) == 0
+        warned = capsys.readouterr().err
+        assert warned.count("warning:") == 2 * (file == "strange.pt")
+        assert ("class 1 is 猫" in warned) == (file == "strange.pt")
+        assert main(["sample", file, "-n", "4", "--steps", "1", "-o", f"{file}.npz"]) == 0  # which has no titles
+        assert main(["sample", file, "-n", "2", "--steps", "1", "--class", names[0], "-o", f"{file}-one.png"]) == 0
+        assert main(["sample", file, "-n", "2", "--class", "cow"]) == Exit.CONFIG
+        assert main(["inspect", file]) == 0
+        assert main(["inspect", f"{file}-one.png"]) == 0
+        for name in (None, names[1]):
+            flags = ["--class", name] if name else []
+            assert main(["noise-demo", "cat.png", "--ckpt", file, "--frames", "2", "-o", "demo.png", "--overwrite", *flags]) == 0
+        printed = capsys.readouterr()
+        assert "\x1b" not in printed.out + printed.err and "a\nb" not in printed.out + printed.err
+    assert Image.open("strange.pt.png").tobytes() == Image.open("plain.pt.png").tobytes()

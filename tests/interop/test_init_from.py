@@ -239,6 +239,9 @@ BAD: dict[str, tuple[list[str], Exit, str]] = {
     "resume of a pipeline": (["--resume", "pipe"], Exit.CHECKPOINT, "--init-from pipe"),
     "resume of a .pth": (["--resume", "old.pth"], Exit.CHECKPOINT, "--init-from old.pth"),
     "resume of one of a run": (["--resume", "run/checkpoints/step-00000006.pt"], Exit.CHECKPOINT, "train --resume"),
+    "resume of one of a run, or anew": (["--resume", "run/checkpoints/step-00000006.pt"], Exit.CHECKPOINT, "--init-from run/checkpoints/step-00000006.pt"),
+    "resume of the best": (["--resume", "run/checkpoints/best.pt"], Exit.CHECKPOINT, "best.pt: the checkpoint of the lowest KID so far"),
+    "resume of the best, or anew": (["--resume", "run/checkpoints/best.pt"], Exit.CHECKPOINT, "--init-from run/checkpoints/best.pt"),
     "resume of a run of a converted one": (["--resume", "copied"], Exit.CHECKPOINT, "weights only"),
     "resume with other weights": (["--resume", "run", "--init-from", "pipe", "--steps", "9"], Exit.CONFIG, "train.init_from"),
 }  # fmt: skip
@@ -255,6 +258,7 @@ def test_bad_input(case: str, photos: Path, trained: Path, capsys: pytest.Captur
     for file in Path("copied/checkpoints").iterdir():
         file.unlink()
     shutil.copy("pipe.pt", "copied/checkpoints/step-00000009.pt")
+    shutil.copy("run/checkpoints/step-00000006.pt", "run/checkpoints/best.pt")
     command, code, words = BAD[case]
     assert main(["train", *command]) == code
     shown = capsys.readouterr().err

@@ -9,6 +9,7 @@ import typer
 from ddpmctl import __version__
 from ddpmctl.cli import console
 from ddpmctl.cli.cache import cache
+from ddpmctl.cli.command import Command
 from ddpmctl.cli.convert import convert
 from ddpmctl.cli.evaluate import evaluate
 from ddpmctl.cli.inspect import inspect
@@ -55,4 +56,4 @@ for command, name in (
     (convert, "convert"),
     (cache, "cache"),
 ):
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)

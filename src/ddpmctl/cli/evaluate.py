@@ -147,7 +147,7 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
     for line in (_compared(facts), _how(facts)):
         console.result(shown(line))
     for name, text in _numbers(facts):
-        console.result(f"{name:<10} {text}")
+        console.result(f"{name:<10} {shown(text)}")
     for text in facts["warnings"]:
         console.warn(text)
 

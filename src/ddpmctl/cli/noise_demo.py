@@ -195,6 +195,7 @@ def _with_model(
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.errors import ConfigError
     from ddpmctl.noise_demo.demo import Estimator
+    from ddpmctl.noise_demo.figure import legible
     from ddpmctl.parsing import size_text
     from ddpmctl.sampling import load_model
 
@@ -214,7 +215,9 @@ def _with_model(
     pixels = picture.pixels((height, width), channels, fit=data.fit, background=data.background)
     label, source = None, model.path.name
     if name := _class_of(model, class_name):
-        label, source = torch.tensor([model.label_of(name)], device=model.device), f"{source}, class {name}"
+        number = model.label_of(name)
+        label = torch.tensor([number], device=model.device)
+        source = f"{source}, class {name if legible(name) else number}"
     estimator = Estimator(model.denoiser, model.device, label, source, model.digest)
     return _demo(pixels, wanted[0].seed, {diffusion.schedule: model.denoiser.schedule}, estimator)
 

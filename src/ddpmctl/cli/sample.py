@@ -123,7 +123,7 @@ def sample(
     }  # fmt: skip
     columns = columns or begun.columns()
     several = columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names)
-    rows = model.class_names if several else ()
+    rows = _titles(model.class_names) if several and sink.titled else ()
     output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale, begun.counted, rows))
     told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
     some = f"the last {taken} of {steps} steps" if init else f"{steps} steps"
@@ -136,6 +136,18 @@ def sample(
         _run(model, target, labels, way, course, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
     return 0
+
+
+def _titles(class_names: list[str]) -> list[str]:
+    """What the rows of the classes are called in a picture, with a word where that is not their names."""
+    from ddpmctl.sheet import titles_of
+
+    titles = titles_of(class_names)
+    others = [f"{title} is {name}" for title, name in zip(titles, class_names, strict=True) if title != name]
+    if others:
+        more = ", ..." if len(others) > 5 else ""
+        console.warn(f"the font lacks letters of {len(others)} class names, which are numbers in the picture: {', '.join(others[:5])}{more}")
+    return titles
 
 
 def _interval(guidance: float, text: str | None) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddpmctl import plot
 from ddpmctl.images import flat
+from ddpmctl.parsing import shown
 
 MARGIN, GAP = 24, 12
 _TEXT, _TITLE = 13, 15
@@ -108,7 +109,7 @@ def _tallest(row: Row) -> int:
 
 def text_width(text: str, size: int = _TEXT) -> int:
     """Width of a line in pixels."""
-    return round(font(size).getlength(_spelled(text)))
+    return round(font(size).getlength(spelled(text)))
 
 
 @cache
@@ -128,13 +129,29 @@ def _dejavu() -> Path | None:
     return file if file.is_file() else None
 
 
-def _spelled(text: str) -> str:
-    """``text`` without the symbols that Pillow's own font lacks."""
-    return text if _dejavu() else text.translate(_PLAIN)
+def spelled(text: str) -> str:
+    """``text`` as it is drawn: one line, and where the font has no letter, another spelling or a question mark."""
+    text = shown(text) if _dejavu() else shown(text).translate(_PLAIN)
+    return "".join(char if _has(char) else "?" for char in text)
+
+
+def legible(text: str) -> bool:
+    """Whether the font has all letters of ``text``."""
+    return all(map(_has, shown(text)))
+
+
+@cache
+def _has(char: str) -> bool:
+    face = font(_TEXT)
+    try:
+        mask, missing = face.getmask(char), face.getmask("\U0010ffff")  # of which no font has a letter
+    except UnicodeEncodeError:  # Pillow's font of pixels
+        return False
+    return mask.size != missing.size or bytes(mask) != bytes(missing)
 
 
 def _text(pen: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, anchor: str, fill: str, size: int = _TEXT) -> None:
-    pen.text(xy, _spelled(text), fill=fill, font=font(size), anchor=anchor)
+    pen.text(xy, spelled(text), fill=fill, font=font(size), anchor=anchor)
 
 
 def _dash(pen: ImageDraw.ImageDraw, x: int, y: int, colour: str) -> None:
