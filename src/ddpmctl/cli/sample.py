@@ -146,7 +146,7 @@ def _titles(class_names: list[str]) -> list[str]:
     others = [f"{title} is {name}" for title, name in zip(titles, class_names, strict=True) if title != name]
     if others:
         more = ", ..." if len(others) > 5 else ""
-        console.warn(f"the font lacks letters of {len(others)} class names, which are numbers in the picture: {', '.join(others[:5])}{more}")
+        console.warn(f"the font lacks letters of some class names, which are numbers in the picture: {', '.join(others[:5])}{more}")
     return titles
 
 
