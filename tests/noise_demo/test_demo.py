@@ -145,7 +145,7 @@ def test_estimates_are_the_denoisers_x0() -> None:
 @pytest.mark.usefixtures("plain")
 def test_without_dejavu_no_symbol_is_missing() -> None:
     for symbol, spelled in (("ᾱ = 1", "abar = 1"), ("SNR −3.0 dB", "SNR -3.0 dB"), ("SNR ∞", "SNR infinite")):
-        assert figure._spelled(symbol) == spelled
+        assert figure.spelled(symbol) == spelled
         assert spelled.isascii()
 
 
