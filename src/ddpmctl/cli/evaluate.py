@@ -9,22 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_guidance
 from ddpmctl.cli import console
-from ddpmctl.cli.options import (
-    Debug,
-    Quiet,
-    check_choices,
-    check_counts,
-    check_ema_length,
-    check_guidance,
-    choices,
-    complete,
-    reading,
-    switch,
-    tell_ema,
-    tell_notes,
-    weights_text,
-)
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch, tell_ema, tell_notes, weights_text
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
 _FEWEST, _MOST = 5, 200_000
