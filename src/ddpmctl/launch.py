@@ -16,6 +16,8 @@ from typing import Any
 from ddpmctl.build import precision_name, resolve_device, resolve_precision
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset, load_images
+from ddpmctl.data.named import whole
+from ddpmctl.data.names import read_name
 from ddpmctl.data.report import Progress
 from ddpmctl.errors import CheckpointError, ConfigError, DataError, OutputError
 from ddpmctl.files import check_place
@@ -161,7 +163,7 @@ def _settle(
 def _pinned(config: RunConfig, first: tuple[Path, Loaded] | None) -> RunConfig:
     """With whole paths, so that a run can be taken up from anywhere."""
     assert config.data.path is not None
-    data = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
+    data = config.data.model_copy(update={"path": str(whole(Path(config.data.path)))})
     train = config.train
     if train.init_from:
         # The very file, so that a run folder which trains on is not taken for what it was.
@@ -185,7 +187,9 @@ def _check_free(folder: RunFolder, *, overwrite: bool) -> None:
 
 
 def _name_of(data: Path) -> str:
-    """Name of a run that trains on ``data``: the folder's, or the zip's without its ending."""
+    """Name of a run that trains on ``data``: the folder's, the data set's, or the zip's without its ending."""
+    if found := read_name(data):
+        return Path(found.name).name
     full = Path(os.path.realpath(data))  # not resolve(), which fails on a link to itself
     return (full.name if full.is_dir() else full.stem) or "run"
 
@@ -236,7 +240,7 @@ def _load(config: RunConfig, resumed: RunFolder | None, voice: Voice) -> ImageDa
         with voice.reading() as progress:
             return load_images(config.data, path, progress=progress)
     except DataError as error:
-        if resumed is None or path.exists():
+        if resumed is None or path.exists() or read_name(path):
             raise
         again = shlex.join(["ddpmctl", "train", "NEW-PLACE", "--resume", "--out", str(resumed.path)])
         raise DataError(error.problem, f"if the images have moved: {again}") from error
