@@ -18,7 +18,7 @@ TOWER = [
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
     ("build", "sheet", "outputs", "describe", "outline", "noise_demo", "interop"),
-    ("events", "keeping", "editing", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "launch"),
+    ("events", "keeping", "editing", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
     ("api",),
     ("cli", "__main__"),
 ]

@@ -44,6 +44,12 @@ def _parse_head_channels(value: object) -> object:
     return channels
 
 
+def _parse_log(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    return [] if value == ["none"] else value
+
+
 def _parse_number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number")
@@ -83,6 +89,7 @@ Norm = Annotated[str, AfterValidator(_row("core.unet", "NORMS"))]
 Activation = Annotated[str, AfterValidator(_row("core.unet", "ACTIVATIONS"))]
 Sampler = Annotated[str, AfterValidator(_row("core.samplers", "SAMPLERS"))]
 LrSchedule = Annotated[str, AfterValidator(_row("core.optim", "LR_SCHEDULES"))]
+Log = Annotated[list[Annotated[str, AfterValidator(_row("boards", "BOARDS"))]], BeforeValidator(_parse_log)]
 Optimizer = Annotated[str, AfterValidator(_row("core.optim", "OPTIMIZERS"))]
 EmaWarmup = Annotated[str, AfterValidator(_row("core.ema", "WARMUPS"))]
 Fit = Annotated[str, AfterValidator(_row("data.decode", "FITS"))]
@@ -230,6 +237,9 @@ class TrainConfig(Section):
     sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm | dpm++ | dpm++sde | unipc | heun")
     sample_steps: Positive = Field(50, description="denoising steps of the grids")
     log_every: Positive = Field(10, description="steps between rows of metrics.csv")
+    log: Log = Field(
+        [], max_length=8, description="boards that show numbers and grids, too: a list of tensorboard, wandb, mlflow"
+    )
     val_every: Count = Field(1000, description="steps between measurements of val_loss; 0: only at the end")
     evaluate_every: Count = Field(
         0, description="steps between measurements of KID, drawn as the grids are; best.pt is the best so far; 0: none"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddpmctl.boards import Boards, check_boards
 from ddpmctl.build import precision_name, resolve_device, resolve_precision
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset, load_images
@@ -78,6 +79,7 @@ def launched(order: Order, voice: Voice, *, dry: bool = False) -> Iterator[Run]:
         if folder.is_run() and not dry:
             folder.lock()  # before anything is read that another process may be changing
         config, content, first = _settle(folder, order, voice)
+        check_boards(config.train.log)
         yield _prepare(config, folder, content, first, order, voice)
     finally:
         folder.unlock()
@@ -96,12 +98,21 @@ def begin(run: Run, order: Order, voice: Voice) -> None:
 
 
 def trained(run: Run, reason: Callable[[], str | None]) -> Iterator[Event]:
-    """Train to the end, or until there is a ``reason`` to stop, asked after each event; then the step is saved."""
-    for event in run.train():
-        yield event
-        if reason():
-            yield from run.stop()
-            return
+    """Train to the end, or until there is a ``reason`` to stop, asked after each event; then the step is saved.
+
+    The boards of ``train.log`` hear of each event first.
+    """
+    boards = Boards(run)
+    try:
+        yield from boards.start()
+        for event in run.train():
+            yield from boards.take(event)
+            yield event
+            if reason():
+                yield from run.stop()
+                return
+    finally:
+        boards.close()
 
 
 def _folder(order: Order) -> RunFolder:

@@ -51,6 +51,8 @@ def summary(run: Run) -> None:
     if run.scoring:
         rows.append(("measured", f"KID of {run.scoring.n:,} samples every {train.evaluate_every:,} steps: {train.sampler}, {run.grid.steps} steps; "
                                  f"the best is {run.folder.best_file.relative_to(run.folder.path)}"))  # fmt: skip
+    if train.log:
+        rows.append(("logged to", ", ".join(train.log)))
     if run.state.step:
         times = run.state.halvings
         halved = f", lr halved {'once' if times == 1 else f'{times} times'} after it diverged" if times else ""

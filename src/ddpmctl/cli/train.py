@@ -40,6 +40,7 @@ def train(
     init_from: Annotated[Path | None, typer.Option("--init-from", metavar="PATH", help="Start a new run with the weights of a checkpoint or run folder, of other tools too (see `convert`). Network and process are taken from it.", rich_help_panel=_RUNNING)] = None,
     evaluate_every: Annotated[str | None, typer.Option(metavar="COUNT", help="Steps between measurements of KID; the best is kept as best.pt. Needs the extra metrics.  [default: 0]", rich_help_panel=_RUNNING)] = None,
     cache: Annotated[str | None, typer.Option(metavar="on|off", help="Keep decoded images for the next run.  [default: on]", rich_help_panel=_RUNNING)] = None,
+    log: Annotated[list[str] | None, typer.Option("--log", metavar=f"{choices('boards', 'BOARDS')}|none", help="Show numbers and grids there, too; repeatable. Needs the extra of that name.", autocompletion=complete("boards", "BOARDS"), rich_help_panel=_RUNNING)] = None,
     max_time: Annotated[int | None, typer.Option(metavar="TIME", help="Save and stop after 3h50m, 90m, 1d12h; go on with --resume.", parser=reading(parse_duration), rich_help_panel=_RUNNING)] = None,
     resume: Annotated[bool, switch("--resume", "Go on where the run folder stopped.", _RUNNING)] = False,
     force: Annotated[bool, switch("--force", "Resume though what is learned has changed.", _RUNNING)] = False,
@@ -63,7 +64,7 @@ def train(
             "diffusion.schedule": schedule, "diffusion.loss": loss, "diffusion.prediction": prediction,
             "train.steps": steps, "train.batch_size": batch_size, "train.lr": lr,
             "train.evaluate_every": evaluate_every, "train.init_from": str(init_from) if init_from else None,
-            "data.cache": cache,
+            "data.cache": cache, "train.log": log or None,
         },
         settings or [],
     )  # fmt: skip
