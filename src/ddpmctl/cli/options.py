@@ -68,4 +68,5 @@ def _quiet(value: bool) -> bool:
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", metavar="", callback=_quiet, rich_help_panel="General")]  # fmt: skip
+Show = Annotated[bool, switch("--show", "Draw pictures in the terminal, too. Needs the extra show.")]
 Debug = Annotated[bool, switch("--debug", "Show the traceback of an error.", "General")]

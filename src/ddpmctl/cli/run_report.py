@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ddpmctl.cli import console
 
 if TYPE_CHECKING:
+    from ddpmctl.cli.showing import Show
     from ddpmctl.run import Event, Run
     from ddpmctl.training import TrainStep
 
@@ -68,8 +69,9 @@ def summary(run: Run) -> None:
 class Shown:
     """What a run's events look like on the screen."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.meter = run, Meter(run.config.train.batch_size)
+    def __init__(self, run: Run, show: Show) -> None:
+        """``show``: what is done with each grid."""
+        self.run, self.show, self.meter = run, show, Meter(run.config.train.batch_size)
 
     def event(self, bar: console.Bar, event: Event) -> None:
         """Show one event on, above or beside the bar."""
@@ -95,6 +97,7 @@ class Shown:
             bar.note(f"step {self.run.state.step:,}: KID {event.kid:.5f} ± {event.spread:.5f} of {event.n:,} samples")
         elif isinstance(event, Saved) and event.path.suffix == ".png":
             bar.note(f"step {self.run.state.step:,}: {event.path}")
+            self.show(event.path)
 
 
 class Meter:

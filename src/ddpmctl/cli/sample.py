@@ -9,7 +9,19 @@ import typer
 
 from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_guidance
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch, tell_ema, tell_notes, weights_text
+from ddpmctl.cli.options import (
+    Debug,
+    Quiet,
+    Show,
+    choices,
+    complete,
+    reading,
+    switch,
+    tell_ema,
+    tell_notes,
+    weights_text,
+)
+from ddpmctl.cli.showing import shower
 from ddpmctl.cli.starting import FRAMES, RESAMPLE, STRENGTH, beginning
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
@@ -52,6 +64,7 @@ def sample(
     resample: Annotated[int | None, typer.Option(metavar="COUNT", help=f"How often each stretch of --inpaint is gone, so that new and old fit: 1 is fast, 10 thorough.  [default: {RESAMPLE}]", parser=reading(parse_count), rich_help_panel=_PICTURES)] = None,
     interpolate: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="The way from picture A to picture B: .png a row, .gif forth and back. By ddim.", rich_help_panel=_PICTURES)] = None,
     frames: Annotated[int | None, typer.Option(metavar="COUNT", help=f"Images of --interpolate, A and B among them.  [default: {FRAMES}]", parser=reading(parse_count), rich_help_panel=_PICTURES)] = None,
+    show: Show = False,
     overwrite: Annotated[bool, switch("--overwrite", "Replace what is there.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -70,6 +83,7 @@ def sample(
     check_ema_length(ema_length, weights)
     begun = beginning(n, init=init, strength=strength, inpaint=inpaint, mask=mask, resample=resample,
                       interpolate=interpolate, frames=frames)  # fmt: skip
+    shown = shower(show)
     path, sink = choose_output(out, overwrite=overwrite, sinks=begun.sinks())
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.core.samplers import evaluations
@@ -109,6 +123,7 @@ def sample(
     with output as target:
         _run(model, target, labels, way, course, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
+    shown(path)
     return 0
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpmctl.cli import console
+from ddpmctl.cli import console, options
 from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
 from ddpmctl.cli.run_report import Shown, rehearse, summary
+from ddpmctl.cli.showing import Show, shower
 from ddpmctl.errors import Exit
 from ddpmctl.parsing import parse_duration
 
@@ -46,6 +47,7 @@ def train(
     force: Annotated[bool, switch("--force", "Resume though what is learned has changed.", _RUNNING)] = False,
     overwrite: Annotated[bool, switch("--overwrite", "Replace the run folder.", _RUNNING)] = False,
     dry_run: Annotated[bool, switch("--dry-run", "Check all, try a step and a sample, write nothing.", _RUNNING)] = False,
+    show: options.Show = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:  # fmt: skip
@@ -68,7 +70,7 @@ def train(
         },
         settings or [],
     )  # fmt: skip
-    started = time.monotonic()
+    started, shown = time.monotonic(), shower(show)
     order = Order.of(data, out, config, flags, resume=resume, force=force, overwrite=overwrite)
     voice = Voice(console.note, console.warn, console.reading)
     with launched(order, voice, dry=dry_run) as run:
@@ -80,16 +82,16 @@ def train(
             console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
             return 0
         begin(run, order, voice)
-        return _train(run, started + max_time if max_time else None)
+        return _train(run, started + max_time if max_time else None, shown)
 
 
-def _train(run: Run, deadline: float | None) -> int:
+def _train(run: Run, deadline: float | None, show: Show) -> int:
     """Consume the run's events: bar, notes, and a clean stop."""
     from ddpmctl.launch import trained
     from ddpmctl.stopping import StopFlag
 
     train, folder = run.config.train, run.folder
-    shown = Shown(run)
+    shown = Shown(run, show)
     stopping = StopFlag(deadline, "--max-time", quiet=console.is_quiet())
     with stopping as stop, console.bar("training", train.steps, run.state.step) as bar:
         for event in trained(run, stop.reason):
