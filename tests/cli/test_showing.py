@@ -65,6 +65,7 @@ def test_a_sample_is_shown_pixel_by_pixel(trained: Path) -> None:
             assert colours == (*picture.getpixel((x, 2 * y)), *picture.getpixel((x, 2 * y + 1)))
 
 
+@pytest.mark.slow
 @needs_terminal
 def test_grids_of_training_and_a_noise_demo_are_shown(photos: Path, tiny: Path) -> None:
     pytest.importorskip("textual_image")
@@ -90,6 +91,7 @@ def test_a_terminal_without_a_size_ends_nothing(trained: Path) -> None:
     assert "does not tell its size" in told and "▀" not in told
 
 
+@pytest.mark.slow
 @needs_terminal
 def test_what_is_no_picture_is_not_shown(trained: Path) -> None:
     pytest.importorskip("textual_image")
