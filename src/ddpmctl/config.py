@@ -45,6 +45,12 @@ def _parse_head_channels(value: object) -> object:
     return channels
 
 
+def _parse_log(value: object) -> object:
+    if isinstance(value, str):
+        value = [value]
+    return [] if value == ["none"] else value
+
+
 def _parse_number(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number")
@@ -91,6 +97,7 @@ Norm = Annotated[str, AfterValidator(_row("core.unet", "NORMS"))]
 Activation = Annotated[str, AfterValidator(_row("core.unet", "ACTIVATIONS"))]
 Sampler = Annotated[str, AfterValidator(_row("core.samplers", "SAMPLERS"))]
 LrSchedule = Annotated[str, AfterValidator(_row("core.optim", "LR_SCHEDULES"))]
+Log = Annotated[list[Annotated[str, AfterValidator(_row("boards", "BOARDS"))]], BeforeValidator(_parse_log)]
 Optimizer = Annotated[str, AfterValidator(_row("core.optim", "OPTIMIZERS"))]
 EmaWarmup = Annotated[str, AfterValidator(_row("core.ema", "WARMUPS"))]
 Fit = Annotated[str, AfterValidator(_row("data.decode", "FITS"))]
@@ -108,7 +115,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they become tensors."""
 
-    path: Place | None = Field(None, description="folder or .zip of images; the DATA argument of the command goes first")
+    path: Place | None = Field(None, description="folder or .zip of images, torchvision:NAME or hf:NAME; the DATA argument of the command goes first")
     size: Size = Field((64, 64), description='64, "48x64" (height x width), or auto: the size that all images share')
     channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
     fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")
@@ -241,6 +248,9 @@ class TrainConfig(Section):
     sampler: Sampler = Field("ddim", description="sampler of the grids: ddim | ddpm | dpm++ | dpm++sde | unipc | heun")
     sample_steps: Positive = Field(50, description="denoising steps of the grids")
     log_every: Positive = Field(10, description="steps between rows of metrics.csv")
+    log: Log = Field(
+        [], max_length=8, description="boards that show numbers and grids, too: a list of tensorboard, wandb, mlflow"
+    )
     val_every: Count = Field(1000, description="steps between measurements of val_loss; 0: only at the end")
     evaluate_every: Count = Field(
         0, description="steps between measurements of KID, drawn as the grids are; best.pt is the best so far; 0: none"

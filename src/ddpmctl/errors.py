@@ -46,6 +46,8 @@ class DdpmctlError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.advice = advice
+        if advice and hasattr(self, "add_note"):  # from Python 3.11 on a traceback shows it
+            self.add_note(advice)
 
 
 class ConfigError(DdpmctlError):

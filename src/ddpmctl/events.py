@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,18 @@ class Saved(NamedTuple):
     """A file that is now there."""
 
     path: Path
+
+
+class Logged(NamedTuple):
+    """A row of ``metrics.csv``, whether it could be written or waits."""
+
+    row: Mapping[str, object]
+
+
+class Back(NamedTuple):
+    """The run has gone back to ``step``, and makes again what came after."""
+
+    step: int
 
 
 class Notice(NamedTuple):

@@ -25,6 +25,10 @@ def kind_of(path: Path) -> str:
 
     A folder of diffusers is a checkpoint.
     """
+    from ddpmctl.data.names import read_name
+
+    if read_name(path):
+        return "data"
     if not path.exists():
         raise ConfigError(
             f"{path}: no such file or folder", "give a checkpoint, run folder, run file, data, or a PNG or GIF of ddpmctl"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from ddpmctl.checks import check_choices, check_counts, check_guidance
+from ddpmctl.errors import ConfigError
+from ddpmctl.rows import row_names
 
 
 class Plan(NamedTuple):
@@ -66,3 +71,41 @@ def plan(
         row = next(iter(rows.values())) if rows else QUALITIES["balanced"]
     suited = usual[sampler] if sampler else row
     return Plan(sampler or row.sampler, steps or row.steps, spacing or suited.spacing)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images are to be drawn, as flags of ``ddpmctl sample`` say it; None: as usual for the rest.
+
+    ``interval``: the shares of T between which ``guidance`` is used. Raises :class:`ConfigError` for what is out of range.
+    """
+
+    quality: str | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    spacing: str | None = None
+    eta: float | None = None
+    variance: str | None = None
+    threshold: str = "clip"
+    guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_choices({
+            "--quality": (self.quality, tuple(QUALITIES)),
+            "--sampler": (self.sampler, row_names("core.samplers", "SAMPLERS")),
+            "--spacing": (self.spacing, row_names("core.spacing", "SPACINGS")),
+            "--variance": (self.variance, row_names("core.samplers", "VARIANCES")),
+            "--threshold": (self.threshold, row_names("core.thresholds", "THRESHOLDS")),
+        })  # fmt: skip
+        check_counts({"--steps": self.steps})
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ConfigError(f"--eta {self.eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
+        check_guidance(self.guidance)
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"--guidance-interval {low}:{high}: not two shares from 0 to 1", "0:1 is always")
+
+    def plan(self, rows: dict[str, Plan] | None = None) -> Plan:
+        """Sampler, steps and spacing; ``rows`` as in :func:`plan`."""
+        return plan(self.quality, self.sampler, self.steps, self.spacing, rows)

@@ -30,7 +30,7 @@ from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.divergence import Watch, advice
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
 from ddpmctl.evaluation.scoring import Scored, Scoring
-from ddpmctl.events import Busy, Notice, Saved
+from ddpmctl.events import Back, Busy, Logged, Notice, Saved
 from ddpmctl.files import there
 from ddpmctl.images import save_png
 from ddpmctl.keeping import Attempts, Kept
@@ -44,7 +44,7 @@ from ddpmctl.validation import DRAWS, Validated, Validation, hold_out
 LOOK_EVERY = 16
 """Steps after which the device is waited for at the latest, and all weights are gone through, to see how the run goes."""
 
-Event = TrainStep | Busy | Saved | Notice | Validated | Scored
+Event = TrainStep | Busy | Saved | Logged | Back | Notice | Validated | Scored
 """What :meth:`Run.train` yields."""
 
 
@@ -169,7 +169,9 @@ class Run:
                 scored = yield from self.evaluate()
             if scored and scored.kid < self.folder.best_kid():
                 yield from self._trying(self.folder.best_file, lambda: self._keep_as_best(scored.kid))
-            yield from self._trying(self.folder.metrics.path, lambda: self._log(result, scored))
+            row = self._row(result, scored)
+            yield from self._trying(self.folder.metrics.path, lambda: self.folder.append_metrics(row))
+            yield Logged(row)
         snapshot = self.folder.snapshot_file(self.state.step)
         if self._snapshot_is_due() and not there(snapshot):
             yield from self._trying(self.folder.averages, lambda: self._take(snapshot))
@@ -271,6 +273,7 @@ class Run:
         self._watch.reset()
         with suppress(OutputError):  # the folder does it before it writes anything else
             self._rewind()
+        yield Back(state.step)
         yield Notice(
             "; ".join([problem, *unreadable])
             + f": back to step {state.step:,} with half the lr, {state.halvings} of {train.max_rollbacks} times"
@@ -293,9 +296,9 @@ class Run:
         self.folder.ready()
         averages.save(snapshot, [power.state_dict() for power in self.state.powers])
 
-    def _log(self, result: Validated | None, scored: Scored | None) -> None:
+    def _row(self, result: Validated | None, scored: Scored | None) -> dict[str, object]:
         step, epoch = self.state.step, self.batches.epoch_of(self.state.step)
-        self.folder.append_metrics(self._window.row(step, epoch, self.config.train.batch_size, result, scored))
+        return self._window.row(step, epoch, self.config.train.batch_size, result, scored)
 
     def _keep_as_best(self, kid: float) -> None:
         self.folder.ready()

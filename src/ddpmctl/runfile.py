@@ -193,6 +193,27 @@ def config_layer(settings: Mapping[str, Any], origin: str) -> Layer:
     return Layer(values, {key: f"{origin}: {key}" for key in values})
 
 
+def keyword_layer(settings: Mapping[str, Any]) -> Layer:
+    """A layer out of keyword arguments: ``lr=1e-4``, ``model={"base_channels": 32}``, or a dotted key; None: not given.
+
+    Raises :class:`ConfigError` for a key that is not there.
+    """
+    values: dict[str, Any] = {}
+    whole = {key.rpartition(".")[2]: key for key in known_keys()}
+    for name, value in settings.items():
+        if name in _sections():
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name}: a section of keys, not {written(value)}", f"write {name}={{'key': value}}")
+            values.update({f"{name}.{key}": leaf for key, leaf in value.items()})
+        elif value is not None:
+            values[whole.get(name, name)] = value
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    for key in values:
+        if key not in known_keys():
+            raise _unknown(key, key) if "." in key else ConfigError(f"{key}: no such key{nearest(key, whole)}", _ADVICE)
+    return Layer(values)
+
+
 def _unknown(place: str, key: str) -> ConfigError:
     known = known_keys()
     same_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]

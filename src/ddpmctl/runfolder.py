@@ -6,6 +6,8 @@
     runs/NAME/metrics.csv           one row every log_every steps
     runs/NAME/loss.png              the loss curve (with the plot extra)
     runs/NAME/bad-images.csv        images that could not be read, if any
+    runs/NAME/boards.json           what train.log has to remember of the boards that it logs to
+    runs/NAME/events.out.tfevents.* with train.log: tensorboard
     runs/NAME/.saved                there once there was a checkpoint
     runs/NAME/.lock                 held by the process that trains; one that a dead process left means nothing
     runs/NAME/samples/step-*.png    grids from the same noise
@@ -35,7 +37,7 @@ from ddpmctl.table import Table
 _OURS = (
     "metrics.csv", "loss.png", "bad-images.csv", ".saved",
     "samples/step-*[0-9].png", "checkpoints/step-*[0-9].pt", "checkpoints/step-*.pt.aside", "checkpoints/best.pt",
-    "averages/step-*[0-9].pt", "*/.ddpmctl-*.tmp",
+    "averages/step-*[0-9].pt", "*/.ddpmctl-*.tmp", "boards.json", "events.out.tfevents.*",
 )  # fmt: skip
 """What a run keeps, beside run.yaml: that stays, so that a folder half cleared is still known as a run."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.interop import formats
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.parsing import size_text
-from ddpmctl.plans import Plan
+from ddpmctl.plans import Plan, Recipe
 from ddpmctl.rows import nearest
 from ddpmctl.runfile import check_size, config_layer, resolve
 
@@ -69,13 +69,31 @@ class Model:
         if steps is not None and steps > timesteps:
             raise ConfigError(f"--steps {steps}: the model has {timesteps}", f"give 1 to {timesteps}")
 
-    def check_variance(self, variance: str | None) -> None:
-        """Raise :class:`ConfigError` for a learned variance of a model that has learned none."""
-        if variance == "learned" and not self.denoiser.learned_variance:
+    def fitted(self, way: Plan, recipe: Recipe) -> Plan:
+        """``way`` with its steps counted; raises :class:`ConfigError` where ``recipe`` asks for what the model does not have."""
+        self.check_steps(recipe.steps)
+        if recipe.variance == "learned" and not self.denoiser.learned_variance:
             raise ConfigError(
                 f"--variance learned: {self.path} was trained without",
                 "use beta or posterior, or train with --set diffusion.learn_variance=true",
             )
+        return way._replace(steps=way.steps_of(self.denoiser.schedule.timesteps))
+
+    def warnings(self) -> list[str]:
+        """Where its average does without a snapshot, or is not quite of the length asked for."""
+        rough = [f"the run's snapshots give such an average only roughly ({self.ema_error:.0%} off): `ddpmctl inspect` names those that it can have"]
+        return [*self.left_out, *(rough if self.ema_error > averages.FAIR else [])]
+
+    def by(self, recipe: Recipe) -> Model:
+        """The same model with the threshold and the guidance of ``recipe``; raises :class:`ConfigError` as :func:`load_model`."""
+        if recipe.guidance != 1:
+            _check_guidance(recipe.guidance, self.config, self.class_names, self.path)
+        assert isinstance(self.denoiser.net, torch.nn.Module)
+        denoiser = build_denoiser(
+            self.config, self.denoiser.net, self.denoiser.autocast,
+            threshold=recipe.threshold, guidance=recipe.guidance, interval=recipe.interval,
+        )  # fmt: skip
+        return replace(self, denoiser=denoiser)
 
     def label_of(self, name: str) -> int:
         """Number of the class ``name``; raises :class:`ConfigError` when there is none."""
@@ -182,10 +200,10 @@ class Generated(NamedTuple):
     state: SampleStep
 
 
-def sampler_options(sampler: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``given`` that are set; raises :class:`ConfigError` for one that the sampler does not take."""
+def sampler_options(sampler: str, recipe: Recipe) -> dict[str, Any]:
+    """The options of ``recipe`` that are set; raises :class:`ConfigError` for one that the sampler does not take."""
     taken = inspect.signature(SAMPLERS[sampler]).parameters
-    wanted = {name: value for name, value in given.items() if value is not None}
+    wanted = {name: value for name in ("eta", "variance") if (value := getattr(recipe, name)) is not None}
     for name in wanted:
         if name not in taken:
             others = [other for other, walk in SAMPLERS.items() if name in inspect.signature(walk).parameters]

@@ -254,6 +254,23 @@ class ListOf(Kind):
         return [self.each.meaning(item) for item in raw]
 
 
+class Boards(Kind):
+    """A list of names, or one, or none."""
+
+    words = ("tensorboard", "wandb", "mlflow")
+
+    def good(self) -> SearchStrategy[Given]:
+        lists = st.lists(st.sampled_from(self.words), max_size=3)
+        return lists.map(lambda items: Given(f"[{', '.join(items)}]", items)) | st.just(Given("none", []))
+
+    def meaning(self, raw: object) -> object:
+        found = [raw] if isinstance(raw, str) else raw
+        refuse_unless(isinstance(found, list) and len(found) <= 8)
+        assert isinstance(found, list)
+        refuse_unless(found == ["none"] or all(word in self.words for word in found))
+        return [] if found == ["none"] else found
+
+
 class Blocks(Whole):
     """A number for all levels, or a list with one for each, which may be 0."""
 
@@ -334,6 +351,7 @@ KINDS: dict[str, Kind] = {
     "train.sample_steps": Whole(1),
     "train.log_every": Whole(1),
     "train.val_every": Whole(),
+    "train.log": Boards(),
     "train.evaluate_every": Whole(of=(0,)),
     "train.evaluate_samples": Whole(20, 100_000),
     "train.bad_steps": Whole(1),

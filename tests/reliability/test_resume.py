@@ -118,7 +118,7 @@ def test_a_run_of_an_older_release_without_the_new_keys_resumes(run):
 
 def test_a_stop_then_a_kill_does_not_write_a_row_twice(photos, tiny):
     """The stop comes before the row of its step is written; what goes on from there is killed before it saves."""
-    from ddpmctl.cli.stopping import StopFlag
+    from ddpmctl.stopping import StopFlag
 
     command = ["train", str(photos), "-c", str(tiny), "-q", "--set", "train.log_every=1", "--set", "train.save_every=100"]
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +134,7 @@ def test_a_stop_then_a_kill_does_not_write_a_row_twice(photos, tiny):
 
 
 def test_repeated_stops_keep_no_more_checkpoints_than_asked_for(photos, tiny):
-    from ddpmctl.cli.stopping import StopFlag
+    from ddpmctl.stopping import StopFlag
 
     command = ["train", str(photos), "-c", str(tiny), "-q", "--set", "train.keep=2", "--set", "train.save_every=100"]
     with pytest.MonkeyPatch.context() as patch:

@@ -430,8 +430,8 @@ def test_a_moved_folder_whose_new_one_cannot_be_begun_at_first_is_whole_in_the_e
 def test_old_checkpoints_that_cannot_be_deleted_do_not_spoil_a_stop(
     photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ddpmctl.cli.stopping import StopFlag
     from ddpmctl.runfolder import RunFolder
+    from ddpmctl.stopping import StopFlag
 
     def prune(self: RunFolder, keep: int, planned: int) -> None:
         raise OutputError(f"{self.checkpoints}: cannot be written: Permission denied", "")

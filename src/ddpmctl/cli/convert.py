@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ddpmctl.checks import check_choices
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, check_choices, complete, reading, switch, tell_notes
+from ddpmctl.cli.options import Debug, Quiet, complete, reading, switch, tell_notes
 from ddpmctl.parsing import parse_size, size_text
 
 

@@ -9,22 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_guidance
 from ddpmctl.cli import console
-from ddpmctl.cli.options import (
-    Debug,
-    Quiet,
-    check_choices,
-    check_counts,
-    check_ema_length,
-    check_guidance,
-    choices,
-    complete,
-    reading,
-    switch,
-    tell_ema,
-    tell_notes,
-    weights_text,
-)
+from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch, tell_model, weights_text
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
 _FEWEST, _MOST = 5, 200_000
@@ -34,7 +21,7 @@ _HOW, _SHEET = "How", "Memorisation"
 
 def evaluate(
     what: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint or run folder; or a second folder or .zip of images.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder or .zip of real images.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder or .zip of real images, torchvision:NAME or hf:NAME.")],
     n: Annotated[int, typer.Option("-n", metavar="COUNT", help="How many samples, and at most how many images of DATA.", parser=reading(parse_count))] = 2048,
     features: Annotated[str, typer.Option(metavar=choices("evaluation.features", "FEATURES"), help="The network whose features are compared. efficientnet-lite0 comes with the extra, and is not comparable with published FID; inception is.", autocompletion=complete("evaluation.features", "FEATURES"))] = "efficientnet-lite0",
     feature_weights: Annotated[Path | None, typer.Option(metavar="PATH", help="The file of that network's weights.  [default: its package's, or torch's folder of downloads]")] = None,
@@ -101,8 +88,7 @@ def evaluate(
 
     with naming_a_good_one():
         model = load_model(what, device, weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)
-    tell_notes(model.notes)
-    tell_ema(model, ema_length)
+    tell_model(model)
     model.check_steps(steps)
     facts = evaluate_model(
         model, plan(quality, sampler, steps, spacing), class_name, settings, weights=weights, ema_length=ema_length, batch_size=batch_size,

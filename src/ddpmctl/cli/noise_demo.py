@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, switch, tell_notes
+from ddpmctl.cli.options import Debug, Quiet, Show, choices, complete, switch, tell_model
+from ddpmctl.cli.showing import shower
 
 if TYPE_CHECKING:
     from ddpmctl.config import RunConfig
@@ -74,6 +75,7 @@ def noise_demo(
             "--class", metavar="NAME", help="Class that the checkpoint takes the picture for.  [default: its first]"
         ),
     ] = None,
+    show: Show = False,
     overwrite: Annotated[bool, switch("--overwrite", "Replace FILE.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -91,6 +93,7 @@ def noise_demo(
     from ddpmctl.images import save_gif, save_png
     from ddpmctl.runfile import flag_layer, resolve
 
+    shown = shower(show, moment=0.5)
     animated = _check_output(output, image, overwrite)
     flags = {"diffusion.timesteps": timesteps, "data.size": size, "seed": seed}
     names: list[str | None] = list(schedule) if schedule else [None]
@@ -123,6 +126,7 @@ def noise_demo(
     else:
         save_png(output, demo.still(levels), told)
     console.note(f"saved: {output}")
+    shown(output)
     return 0
 
 
@@ -201,7 +205,7 @@ def _with_model(
 
     with naming_a_good_one():
         model = load_model(ckpt)
-    tell_notes(model.notes)
+    tell_model(model)
     channels, height, width = model.image_shape
     data, diffusion = model.config.data, model.config.diffusion
     for config in wanted:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddpmctl.cli import console
-from ddpmctl.errors import ConfigError
-from ddpmctl.rows import nearest, row_names
+from ddpmctl.rows import row_names
 
 if TYPE_CHECKING:
     from ddpmctl.sampling import Model
@@ -26,32 +24,6 @@ def complete(module: str, table: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in row_names(module, table) if name.startswith(incomplete)]
 
 
-def check_choices(given: dict[str, tuple[str | None, tuple[str, ...]]]) -> None:
-    """Flag -> its value and the names to choose from; raises :class:`ConfigError` for one that is none of them."""
-    for flag, (value, names) in given.items():
-        if value is not None and value not in names:
-            raise ConfigError(f"{flag}: {value!r} is not one of {', '.join(names)}{nearest(value, names)}", "")
-
-
-def check_counts(given: dict[str, int | None]) -> None:
-    """Flag -> how many; raises :class:`ConfigError` for less than one."""
-    for flag, number in given.items():
-        if number is not None and number < 1:
-            raise ConfigError(f"{flag} {number}: must be at least 1", "give a larger number")
-
-
-def check_guidance(guidance: float) -> None:
-    """Raise :class:`ConfigError` for a weight that guidance cannot have."""
-    if not 0 <= guidance < math.inf:
-        raise ConfigError(f"--guidance {guidance}: must be a number of at least 0", "1 is none, 2 to 4 is much")
-
-
-def check_ema_length(length: float | None, weights: str) -> None:
-    """Raise :class:`ConfigError` for a length of weights that are not averaged."""
-    if length is not None and weights != "ema":
-        raise ConfigError(f"--ema-length {length:g}: {weights} weights are not averaged", "leave --weights out")
-
-
 def weights_text(weights: str, step: int, length: float | None) -> str:
     """Which weights, in words; those of another tool are of no step that is known."""
     averaged = f", averaged over {length:g} of the run" if length is not None else ""
@@ -64,17 +36,12 @@ def tell_notes(notes: tuple[str, ...]) -> None:
         console.note(text)
 
 
-def tell_ema(model: Model, length: float | None) -> None:
-    """Warn where an average does without a snapshot, or is not quite of the length asked for."""
-    if length is None:
-        return
-    from ddpmctl.averages import FAIR
-
-    for text in model.left_out:
+def tell_model(model: Model) -> None:
+    """What is to be said of a model before it is used."""
+    for text in model.notes:
+        console.note(text)
+    for text in model.warnings():
         console.warn(text)
-    if model.ema_error > FAIR:
-        console.warn(f"the run's snapshots give an average of length {length:g} only roughly ({model.ema_error:.0%} off): "
-                     "`ddpmctl inspect` names those that it can have")  # fmt: skip
 
 
 def reading(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -101,4 +68,5 @@ def _quiet(value: bool) -> bool:
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", metavar="", callback=_quiet, rich_help_panel="General")]  # fmt: skip
+Show = Annotated[bool, switch("--show", "Draw pictures in the terminal, too. Needs the extra show.")]
 Debug = Annotated[bool, switch("--debug", "Show the traceback of an error.", "General")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ddpmctl.cli import console
 
 if TYPE_CHECKING:
+    from ddpmctl.cli.showing import Show
     from ddpmctl.run import Event, Run
     from ddpmctl.training import TrainStep
 
@@ -51,6 +52,8 @@ def summary(run: Run) -> None:
     if run.scoring:
         rows.append(("measured", f"KID of {run.scoring.n:,} samples every {train.evaluate_every:,} steps: {train.sampler}, {run.grid.steps} steps; "
                                  f"the best is {run.folder.best_file.relative_to(run.folder.path)}"))  # fmt: skip
+    if train.log:
+        rows.append(("logged to", ", ".join(train.log)))
     if run.state.step:
         times = run.state.halvings
         halved = f", lr halved {'once' if times == 1 else f'{times} times'} after it diverged" if times else ""
@@ -66,8 +69,9 @@ def summary(run: Run) -> None:
 class Shown:
     """What a run's events look like on the screen."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.meter = run, Meter(run.config.train.batch_size)
+    def __init__(self, run: Run, show: Show) -> None:
+        """``show``: what is done with each grid."""
+        self.run, self.show, self.meter = run, show, Meter(run.config.train.batch_size)
 
     def event(self, bar: console.Bar, event: Event) -> None:
         """Show one event on, above or beside the bar."""
@@ -93,6 +97,7 @@ class Shown:
             bar.note(f"step {self.run.state.step:,}: KID {event.kid:.5f} ± {event.spread:.5f} of {event.n:,} samples")
         elif isinstance(event, Saved) and event.path.suffix == ".png":
             bar.note(f"step {self.run.state.step:,}: {event.path}")
+            self.show(event.path)
 
 
 class Meter:

@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_guidance
 from ddpmctl.cli import console
 from ddpmctl.cli.options import (
     Debug,
     Quiet,
-    check_choices,
-    check_counts,
-    check_ema_length,
-    check_guidance,
+    Show,
     choices,
     complete,
     reading,
     switch,
-    tell_ema,
-    tell_notes,
+    tell_model,
     weights_text,
 )
+from ddpmctl.cli.showing import shower
 from ddpmctl.cli.starting import FRAMES, RESAMPLE, STRENGTH, beginning
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
@@ -65,6 +63,7 @@ def sample(
     resample: Annotated[int | None, typer.Option(metavar="COUNT", help=f"How often each stretch of --inpaint is gone, so that new and old fit: 1 is fast, 10 thorough.  [default: {RESAMPLE}]", parser=reading(parse_count), rich_help_panel=_PICTURES)] = None,
     interpolate: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help="The way from picture A to picture B: .png a row, .gif forth and back. By ddim.", rich_help_panel=_PICTURES)] = None,
     frames: Annotated[int | None, typer.Option(metavar="COUNT", help=f"Images of --interpolate, A and B among them.  [default: {FRAMES}]", parser=reading(parse_count), rich_help_panel=_PICTURES)] = None,
+    show: Show = False,
     overwrite: Annotated[bool, switch("--overwrite", "Replace what is there.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -73,44 +72,31 @@ def sample(
 
     Example: `ddpmctl sample runs/photos -n 64 -o new.png`
     """
-    from ddpmctl.errors import ConfigError
     from ddpmctl.outputs import Job, choose_output
-    from ddpmctl.rows import row_names
+    from ddpmctl.plans import Recipe
 
-    check_choices({
-        "--quality": (quality, row_names("plans", "QUALITIES")),
-        "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
-        "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
-        "--variance": (variance, row_names("core.samplers", "VARIANCES")),
-        "--threshold": (threshold, row_names("core.thresholds", "THRESHOLDS")),
-        "--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16")),
-    })  # fmt: skip
-    check_counts({"--steps": steps, "--batch-size": batch_size, "--columns": columns, "--scale": scale})
-    if eta is not None and not 0 <= eta <= 1:
-        raise ConfigError(f"--eta {eta}: must be 0 to 1", "0 adds no noise, 1 as much as ddpm")
-    check_ema_length(ema_length, weights)
     interval = _interval(guidance, guidance_interval)
+    recipe = Recipe(quality, sampler, steps, spacing, eta, variance, threshold, guidance, interval)
+    check_choices({"--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16"))})
+    check_counts({"--batch-size": batch_size, "--columns": columns, "--scale": scale})
+    check_ema_length(ema_length, weights)
     begun = beginning(n, init=init, strength=strength, inpaint=inpaint, mask=mask, resample=resample,
                       interpolate=interpolate, frames=frames)  # fmt: skip
+    shown = shower(show)
     path, sink = choose_output(out, overwrite=overwrite, sinks=begun.sinks())
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.core.samplers import evaluations
-    from ddpmctl.plans import plan
     from ddpmctl.sampling import levels, load_model, sampler_options
 
-    way = plan(quality, sampler, steps, spacing, begun.rows)
+    way = recipe.plan(begun.rows)
     begun.check(way, quality, eta)
-    options = sampler_options(way.sampler, {"eta": eta, "variance": variance})
+    options = sampler_options(way.sampler, recipe)
     with naming_a_good_one():
         model = load_model(ckpt, device, weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,
                            guidance=guidance, interval=interval)  # fmt: skip
-    tell_notes(model.notes)
-    tell_ema(model, ema_length)
-    model.check_steps(steps)
-    model.check_variance(variance)
-    steps = way.steps_of(model.denoiser.schedule.timesteps)
-    way = way._replace(steps=steps)
-    n = begun.n
+    tell_model(model)
+    way = model.fitted(way, recipe)
+    steps, n = way.steps, begun.n
     labels = model.labels_for(class_name, n)
     course = begun.course(model, labels)
     grid = levels(model.denoiser.schedule, way, course)
@@ -135,6 +121,7 @@ def sample(
     with output as target:
         _run(model, target, labels, way, course, seed=seed, options=options, batch_size=min(batch_size, n))
     console.note(f"saved: {path}")
+    shown(path)
     return 0
 
 

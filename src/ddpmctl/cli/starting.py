@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddpmctl.checks import check_counts
 from ddpmctl.cli import console
-from ddpmctl.cli.options import check_counts
 from ddpmctl.errors import ConfigError, DataError
 from ddpmctl.plans import INPAINTING, INTERPOLATION, Plan
 

@@ -62,7 +62,7 @@ class ImageDataset:
 
 
 def load_images(config: DataConfig, path: Path, *, progress: Progress | None = None) -> ImageDataset:
-    """Find every image below ``path`` (a folder or ``.zip``) and decode it as ``config`` says, if it is not in the cache.
+    """Find every image of ``path`` (a folder, a ``.zip`` or a data set by name) and decode it as ``config`` says, if it is not in the cache.
 
     ``progress`` is called in this thread with (files done, files in all), headers that have to be read first
     included. Raises :class:`DataError` when there are no images, too many are bad (one, with
@@ -197,6 +197,8 @@ def _check_classes(listing: Listing) -> None:
     loose = [group for group in listing.groups() if group.label is None]
     if loose:
         count = sum(group.stop - group.start for group in loose)
+        if listing.source:
+            raise DataError(f"{listing.root}: {count} of {len(listing)} images have no class", "set data.conditional=false")
         raise DataError(
             f"{listing.root}: {count} of {len(listing)} images lie in no class folder, the first: "
             f"{shown(listing.names[loose[0].start])}",

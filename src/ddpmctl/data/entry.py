@@ -26,6 +26,7 @@ from PIL import features
 from ddpmctl.config import DataConfig
 from ddpmctl.data import decode, formats, modes, records
 from ddpmctl.data.decode import Pixels, parse_colour
+from ddpmctl.data.named import identity
 from ddpmctl.data.records import Records, pack, unpack
 
 PIXELS = "pixels"
@@ -50,7 +51,7 @@ class About:
     @classmethod
     def of(cls, config: DataConfig, root: Path, size: tuple[int, int], channels: int) -> About:
         """``size`` and ``channels`` are those that the ``auto`` of ``config`` came to."""
-        return cls(str(root.resolve()), size, channels, config.fit, parse_colour(config.background))
+        return cls(identity(root), size, channels, config.fit, parse_colour(config.background))
 
     @property
     def name(self) -> str:
@@ -61,7 +62,7 @@ class About:
 
 def name_of_data(root: Path) -> str:
     """How the names of all entries for one folder or zip begin."""
-    return f"images-{short_digest(repr((decoder_version(), str(root.resolve()))))}"
+    return f"images-{short_digest(repr((decoder_version(), identity(root))))}"
 
 
 def short_digest(text: str) -> str:

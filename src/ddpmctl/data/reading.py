@@ -78,6 +78,8 @@ class Reader:
     def read(self, name: str, most: int = 0) -> bytes:
         """The bytes of one file, or with ``most`` so many of them or more; raises :class:`BadImage` where that fails."""
         try:
+            if self._listing.source is not None:
+                return self._listing.source.read(name)
             if self._archive is not None:
                 return self._read_member(self._archive, self._listing.members[name])
             with open(f"{self._listing.root}/{name}", "rb", buffering=0) as stream:  # noqa: PTH123 - there may be a million

@@ -1,4 +1,4 @@
-"""Find the image files of a folder or ``.zip``."""
+"""Find the images of a folder, a ``.zip``, or a data set by name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ddpmctl.data.formats import EXTENSIONS, MAX_FILE_BYTES
+from ddpmctl.data.named import Members, find_named
+from ddpmctl.data.names import read_name
 from ddpmctl.data.pool import worker_count
 from ddpmctl.data.stamper import Stamper
 from ddpmctl.data.stamps import COLUMNS, Stamp, stamp
@@ -52,7 +54,8 @@ class Group(NamedTuple):
 class Listing:
     """The image files below ``root`` (a folder or a ``.zip``): posix paths below it, sorted. There may be millions.
 
-    ``stamps``: the :meth:`stamp` of every file, int64 (N, 3) or of a zip (N, 5), taken once, before anything is read.
+    Or the images of ``source``, a data set that ``root`` names. ``stamps``: the :meth:`stamp` of every file, int64 (N, 3),
+    of a zip (N, 5), of a source 3 or 4, taken once, before anything is read.
     ``ignored`` counts files that are no images by their ending, hidden files and hidden folders; ``refused``
     are (name, reason) of images that cannot safely be read.
     """
@@ -64,12 +67,15 @@ class Listing:
     ignored: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     members: dict[str, zipfile.ZipInfo] = field(default_factory=dict, repr=False)
+    source: Members | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def stamp(self, name: str) -> Stamp:
         """What is another when the file is; opens nothing. A member of a zip has the stamp of the zip, its checksum and size."""
+        if self.source:
+            return self.source.stamp(name)
         if self.is_zip:
             return _member_stamp(stamp(str(self.root)), self.members[name])
         return stamp(f"{self.root}/{name}")
@@ -88,10 +94,13 @@ class Listing:
 
 
 def find_images(path: Path) -> Listing:
-    """List the images below ``path``.
+    """List the images below ``path``, or of the data set that it names.
 
     Raises :class:`DataError` when it is missing, neither a folder nor a readable zip, or holds no image.
     """
+    if read_name(path):
+        source = find_named(path)
+        return Listing(path, False, source.names, np.array([source.stamp(name) for name in source.names], dtype=np.int64), source=source)
     try:
         kind = path.stat().st_mode
     except OSError as error:

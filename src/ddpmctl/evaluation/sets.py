@@ -16,6 +16,7 @@ from ddpmctl.core.noise import derived_generator
 from ddpmctl.data.cache import Cache
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.features import About
+from ddpmctl.data.named import identity
 from ddpmctl.data.report import Progress
 from ddpmctl.errors import DataError
 from ddpmctl.evaluation import features
@@ -107,7 +108,7 @@ class Extractor:
         """Features of the images ``which`` of ``dataset``, that ``config`` read from ``path``: from the cache, if there."""
         kept = Cache.of_user() if cache and config.cache else None
         about: About = {
-            "root": str(path.resolve()), "fingerprint": dataset.fingerprint, "features": self.name,
+            "root": identity(path), "fingerprint": dataset.fingerprint, "features": self.name,
             "network": self.version, "device": self.device.type, "shape": [len(which), dataset.channels, *dataset.size],
             "fit": config.fit, "background": config.background,
             "which": hashlib.sha256(which.numpy().tobytes()).hexdigest()[:16],

@@ -9,19 +9,17 @@ import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-from ddpmctl.cli import console
-
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class StopFlag:
     """``with StopFlag() as stop:`` then ask ``stop.reason()``, None until there is one. A second Ctrl-C interrupts.
 
-    ``deadline``: a time of ``time.monotonic()``, and ``limit`` what to call it.
+    ``deadline``: a time of ``time.monotonic()``, and ``limit`` what to call it. ``quiet``: a signal is not answered on stderr.
     """
 
-    def __init__(self, deadline: float | None = None, limit: str = "") -> None:
-        self._deadline, self._limit = deadline, limit
+    def __init__(self, deadline: float | None = None, limit: str = "", *, quiet: bool = False) -> None:
+        self._deadline, self._limit, self._quiet = deadline, limit, quiet
         self._signal: str | None = None
 
     def reason(self) -> str | None:
@@ -34,7 +32,7 @@ class StopFlag:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number).name
-        if not console.is_quiet():
+        if not self._quiet:
             # Not by way of sys.stdout: the signal may have come while that was being written to.
             text = f"\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n"
             with suppress(OSError):  # nobody is listening any more
