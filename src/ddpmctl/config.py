@@ -218,8 +218,7 @@ class TrainConfig(Section):
     weight_decay: Rate = Field(0.0, description="weight decay")
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
         "none",
-        description="torch.compile of the network: none | default | reduce-overhead (CUDA graphs) | max-autotune; "
-        "the first step takes a minute or more",
+        description="torch.compile of the network: none | default | reduce-overhead (CUDA graphs) | max-autotune",
     )
     init_from: Place | None = Field(
         None, description="checkpoint or run folder, of other tools too, whose weights a new run starts with; --init-from"

@@ -333,6 +333,7 @@ KINDS: dict[str, Kind] = {
     "train.beta1": Real(0, 1, without=(1,)),
     "train.beta2": Real(0, 1, without=(1,)),
     "train.weight_decay": Real(0),
+    "train.compile": Choice(("none", "default", "reduce-overhead", "max-autotune")),
     "train.init_from": Place(),
     "train.init_digest": Digest(),
     "train.lr_schedule": Choice(("constant", "linear", "cosine", "cosine_flat", "geometric")),
