@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -53,3 +57,24 @@ def test_the_images_are_two_hundred_a_class():
     data = load_images(DataConfig(size=28, conditional=True), EXAMPLES / "fashion.zip")
     assert data.images.shape == (2000, 1, 28, 28) and len(data.class_names) == 10
     assert (EXAMPLES / "fashion-LICENSE.txt").read_text().count("Zalando") >= 1
+
+
+@pytest.mark.slow
+def test_the_batch_script_trains_on_two_machines_and_goes_on(photos, tiny, tmp_path):
+    """With a scheduler that is none: its machines are processes of this one."""
+    fakes = {"scontrol": "echo 127.0.0.1", "srun": 'for i in $(seq "$SLURM_NNODES"); do "$@" & all+=($!); done; for p in "${all[@]}"; do wait "$p" || exit 1; done'}
+    for name, text in fakes.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}", "DATA": str(photos), "RUN": "run",
+           "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "7", "PORT": str(port)}  # fmt: skip
+    for steps in ("4", "6"):
+        words = [str(EXAMPLES / "slurm.sh"), "-c", str(tiny), "--device", "cpu", "--steps", steps]
+        done = subprocess.run(["bash", *words], env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "2 processes" in done.stdout and f"done: run, checkpoint step-{int(steps):08d}.pt" in done.stdout
+    assert "resumed    from step 4" in done.stdout

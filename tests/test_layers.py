@@ -13,12 +13,12 @@ import ddpmctl
 
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
-    ("__init__", "errors", "rows", "checks", "files", "magic", "parsing", "memory", "process", "stopping"),
+    ("__init__", "errors", "started", "rows", "checks", "files", "magic", "parsing", "memory", "process", "stopping"),
     ("config", "runfile", "resume", "plans"),
     ("core",),
-    ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
+    ("images", "plot", "npz", "ranks", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
     ("build", "sheet", "outputs", "describe", "outline", "noise_demo", "interop"),
-    ("events", "keeping", "editing", "sampling", "training", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
+    ("events", "keeping", "editing", "sampling", "training", "learner", "following", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
     ("api",),
     ("cli", "__main__"),
 ]

@@ -20,7 +20,7 @@ from helpers import write_images
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KNOWN_ELSEWHERE = {"make", "pip"}
+KNOWN_ELSEWHERE = {"make", "pip", "torchrun"}
 """First words of lines that no test runs."""
 
 _TINY = "--batch-size 2 --size 16 --set model.base_channels=8 --set model.norm_groups=4 --set train.sample_steps=2 --set train.samples=4"
@@ -129,6 +129,6 @@ def test_the_two_commands_are_targets_and_ci_calls_the_test_command() -> None:
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", ["2", "3", "4", "5", "6", "7", "75", "130"])
+@pytest.mark.parametrize("code", ["2", "3", "4", "5", "6", "7", "8", "75", "130"])
 def test_the_exit_codes_are_documented(code: str) -> None:
     assert re.search(rf"^\| {code} \|", README, re.MULTILINE)

@@ -16,6 +16,7 @@ class Exit(IntEnum):
     DEVICE = 5
     OUTPUT = 6
     DIVERGED = 7
+    RANKS = 8
     STOPPED = 75
     INTERRUPTED = 130
 
@@ -29,6 +30,7 @@ EXIT_MEANINGS: dict[Exit, str] = {
     Exit.DEVICE: "device missing or out of memory",
     Exit.OUTPUT: "output exists already or cannot be written",
     Exit.DIVERGED: "training diverged",
+    Exit.RANKS: "another process of the job has ended, or cannot be reached",
     Exit.STOPPED: "stopped by a signal or --max-time after saving; go on with --resume",
     Exit.INTERRUPTED: "interrupted, nothing saved since the last checkpoint",
 }
@@ -84,3 +86,9 @@ class DivergenceError(DdpmctlError):
     """Loss or gradients stopped being finite."""
 
     exit_code = Exit.DIVERGED
+
+
+class RanksError(DdpmctlError):
+    """Another process of the job has ended, or cannot be reached."""
+
+    exit_code = Exit.RANKS

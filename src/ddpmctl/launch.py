@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from ddpmctl.data.names import read_name
 from ddpmctl.data.report import Progress
 from ddpmctl.errors import CheckpointError, ConfigError, DataError, OutputError
 from ddpmctl.files import check_place
+from ddpmctl.following import check, in_turn
 from ddpmctl.initial import check_classes, check_resumable, digest_of, named_in, refuse_checkpoint, settings
 from ddpmctl.interop.imported import Loaded
 from ddpmctl.preflight import preflight
+from ddpmctl.ranks import ALONE, Ranks
 from ddpmctl.resume import check_changes
 from ddpmctl.run import Event, Run
 from ddpmctl.runfile import Layer, check_size, read_run_file, resolve
@@ -57,6 +59,10 @@ class Order:
             layers.append(Layer({"data.path": str(data)}, {"data.path": "DATA"}))
         return cls(data, out, [*layers, given], **switches)
 
+    def after(self, restarts: int) -> Order:
+        """What it means once torchrun has started the job again: to go on with the run that it began."""
+        return replace(self, resume=True, overwrite=False) if restarts and _folder(self).is_run() else self
+
 
 @dataclass(frozen=True)
 class Voice:
@@ -68,10 +74,13 @@ class Voice:
 
 
 @contextmanager
-def launched(order: Order, voice: Voice, *, dry: bool = False) -> Iterator[Run]:
+def launched(
+    order: Order, voice: Voice, *, dry: bool = False, ranks: Ranks = ALONE, devices: Sequence[str] = ()
+) -> Iterator[Run]:
     """The run, built and checked, nothing written yet; its folder is let go at the end.
 
-    ``dry``: it is not going to train, so that another process may have the folder. Raises the :class:`DdpmctlError` of
+    ``dry``: it is not going to train, so that another process may have the folder. ``ranks``: all that train, while this one
+    leads and the others :func:`ddpmctl.following.follow`; ``devices``: theirs on this machine, where they are named. Raises the :class:`DdpmctlError` of
     whatever is wrong.
     """
     folder = _folder(order)
@@ -80,7 +89,9 @@ def launched(order: Order, voice: Voice, *, dry: bool = False) -> Iterator[Run]:
             folder.lock()  # before anything is read that another process may be changing
         config, content, first = _settle(folder, order, voice)
         check_boards(config.train.log)
-        yield _prepare(config, folder, content, first, order, voice)
+        run = _prepare(config, folder, content, first, order, voice, ranks, devices)
+        run.hand_over()
+        yield run
     finally:
         folder.unlock()
 
@@ -208,17 +219,21 @@ def _name_of(data: Path) -> str:
 
 def _prepare(
     config: RunConfig, folder: RunFolder, content: tuple[Path, dict[str, Any]] | None, first: tuple[Path, Loaded] | None,
-    order: Order, voice: Voice,
+    order: Order, voice: Voice, ranks: Ranks, devices: Sequence[str],
 ) -> Run:  # fmt: skip
     """Load the images, build the run, and take over the checkpoint to go on from or to start with."""
+    check(config, ranks.world)
+    device = ranks.device(ranks.share(config.device), devices) if ranks.world > 1 else resolve_device(config.device)
     # Pinned, so that a resumed run computes as it began.
-    precision = precision_name(resolve_precision(config.precision, resolve_device(config.device)))
+    precision = precision_name(resolve_precision(config.precision, device))
     dataset = _load(config, folder if order.resume else None, voice)
     found = {"size": dataset.size, "channels": dataset.channels}
     config = config.model_copy(update={"precision": precision, "data": config.data.model_copy(update=found)})
     check_size(config, dataset.size)
+    ranks.share((config, dataset.fingerprint))
+    in_turn(ranks, lambda: dataset, dataset)
     if content is None:
-        run = Run(config, dataset, folder)
+        run = Run(config, dataset, folder, ranks=ranks, device=device)
         if first:
             _start_with(run, *first, voice)
         return run
@@ -229,7 +244,7 @@ def _prepare(
     if saved["data"]["fingerprint"] != dataset.fingerprint and not order.force:
         raise ConfigError(f"{config.data.path}: not the images that this run was trained on",
                           "bring them back, start a new run with another --out, or add --force")  # fmt: skip
-    run = Run(config, dataset, folder)
+    run = Run(config, dataset, folder, ranks=ranks, device=device)
     run.restore(saved, path)
     if any(key == "train.lr" for key, *_ in changed):
         run.state.pardoned = run.state.rollbacks  # the user has seen to it: it is this learning rate that is meant

@@ -109,6 +109,22 @@ def parse_device(value: object) -> str:
     raise ValueError(f"{written(value)} is not a device: auto, cpu, cuda, cuda:N or mps")
 
 
+def parse_devices(text: str) -> tuple[str, ...]:
+    """``0,1`` (GPUs), ``cuda:0,cuda:1``, ``cpu,cpu`` or ``all``: the device of each process; raises ``ValueError`` for others."""
+    if text == "all":
+        return ("all",)
+    names = tuple(f"cuda:{name}" if name.isdigit() else name for name in text.replace(" ", "").split(","))
+    for name in names:
+        if parse_device(name) in ("auto", "mps", "cuda"):
+            raise ValueError(f"{written(name)} is not one device of several: a number of a GPU, cuda:N or cpu")
+    if len({name.partition(":")[0] for name in names}) > 1:
+        raise ValueError(f"{written(text)} has GPUs and the CPU together")
+    twice = next((name for name in names if name != "cpu" and names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{written(text)} names {twice} more than once")
+    return names
+
+
 def check_name(text: str) -> str:
     """``text``, where a folder or file can be called so; raises ``ValueError`` where the system has no such names."""
     try:

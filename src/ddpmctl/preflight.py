@@ -9,8 +9,9 @@ import torch
 from ddpmctl.core.losses import denoising_loss
 from ddpmctl.events import Notice
 from ddpmctl.memory import available_bytes, peak_bytes
+from ddpmctl.ranks import Word
 from ddpmctl.run import Run
-from ddpmctl.training import add_gradients, restore
+from ddpmctl.training import add_gradients, restore, room_for_moments
 
 _SMALL, _LARGE = 2, 4
 """Images of the two trials from which the need of a whole batch is reckoned."""
@@ -29,9 +30,9 @@ def preflight(run: Run) -> Iterator[Notice]:
     if run.device.type == "cpu":
         yield from _fit_main_memory(run)
     parts, at_once = run.state.parts, run.grid.batch_size
-    # Adam's moments come with the first update: hold their room while trying.
-    moments = [] if run.state.optimizer.state else [torch.empty_like(p) for p in run.state.net.parameters() for _ in "mv"]
-    add_gradients(run.state, run.denoiser, run.batches, run.config, buffers)
+    moments = room_for_moments(run.state)
+    run.ranks.tell(Word.TRY, parts)
+    add_gradients(run.state, run.denoiser, run.batches, run.config, buffers, run.ranks)
     next(iter(run.grid.walk(run.average, run.config.train.samples, run.grid.steps)))
     del moments
     run.state.optimizer.zero_grad(set_to_none=True)
@@ -44,10 +45,11 @@ def preflight(run: Run) -> Iterator[Notice]:
 
 def _fit_main_memory(run: Run) -> Iterator[Notice]:
     """More parts where two small trials say that a batch would take more main memory than there is."""
-    batch, free = run.config.train.batch_size, available_bytes()
+    batch, free = run.ranks.most(run.config.train.batch_size), available_bytes()
     micro = -(-batch // run.state.parts)
     if free is None or micro <= _LARGE:
         return
+    free //= run.ranks.started.local_world
     _pass(run, _SMALL)  # gradients and libraries take their room at the first
     small, large = (peak_bytes(lambda n=n: _pass(run, n)) for n in (_SMALL, _LARGE))  # type: ignore[misc]
     if not small or not large or large <= small:

@@ -11,21 +11,8 @@ from typing import Any
 import torch
 
 from ddpmctl import averages, checkpoint, initial, plot
-from ddpmctl.build import (
-    build_denoiser,
-    build_ema,
-    build_net,
-    build_optimizer,
-    build_powers,
-    compiling,
-    place,
-    precision_name,
-    resolve_device,
-    resolve_precision,
-)
+from ddpmctl.build import build_denoiser, compiling, precision_name, resolve_device
 from ddpmctl.config import RunConfig
-from ddpmctl.core.noise import derive_seed
-from ddpmctl.data.batches import Batches
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.divergence import Watch, advice
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
@@ -34,12 +21,14 @@ from ddpmctl.events import Back, Busy, Logged, Notice, Saved
 from ddpmctl.files import there
 from ddpmctl.images import save_png
 from ddpmctl.keeping import Attempts, Kept
+from ddpmctl.learner import new_learner, new_net
 from ddpmctl.metrics import Window
 from ddpmctl.preview import Preview
+from ddpmctl.ranks import ALONE, Ranks, Word
 from ddpmctl.runfile import to_yaml
 from ddpmctl.runfolder import RunFolder
-from ddpmctl.training import TrainState, TrainStep, train_steps
-from ddpmctl.validation import DRAWS, Validated, Validation, hold_out
+from ddpmctl.training import TrainStep, train_steps
+from ddpmctl.validation import DRAWS, Validated, Validation
 
 LOOK_EVERY = 16
 """Steps after which the device is waited for at the latest, and all weights are gone through, to see how the run goes."""
@@ -51,37 +40,27 @@ Event = TrainStep | Busy | Saved | Logged | Back | Notice | Validated | Scored
 class Run:
     """A run about to start or to go on: everything built and checked, nothing written yet.
 
-    Raises :class:`DeviceError` for a device that is not there.
+    With several ``ranks`` it is that of the process which leads them; the others :func:`ddpmctl.following.follow`.
+    ``device``: its own; None: that of ``config``. Raises :class:`DeviceError` for a device that is not there.
     """
 
-    def __init__(self, config: RunConfig, dataset: ImageDataset, folder: RunFolder) -> None:
-        self.config, self.dataset, self.folder = config, dataset, folder
-        self.device = resolve_device(config.device)
-        self.autocast = resolve_precision(config.precision, self.device)
+    def __init__(
+        self, config: RunConfig, dataset: ImageDataset, folder: RunFolder, *, ranks: Ranks = ALONE, device: torch.device | None = None
+    ) -> None:
+        self.config, self.dataset, self.folder, self.ranks = config, dataset, folder, ranks
+        self.device = device or resolve_device(config.device)
         self.class_names = list(dataset.class_names)
         self.image_shape = (dataset.channels, *dataset.size)
-        net = place(self._new_net(), self.device)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast == torch.float16)
-        self.state = TrainState(
-            net, build_ema(config, net), build_optimizer(config, net), scaler, parts=config.train.grad_accum,
-            powers=build_powers(config, net),
-        )  # fmt: skip
-        self.denoiser = build_denoiser(config, net, self.autocast)
+        self.state, self.denoiser, self.batches, held, self.autocast = new_learner(config, dataset, self.device)
         self.average = build_denoiser(config, self.state.ema.net, self.autocast)
-        members, held = hold_out(len(dataset), config.data.holdout)
-        self.batches = Batches(dataset, config.train.batch_size, config.seed, config.data.hflip, members=members)
         self.validation = Validation(dataset, held, config.diffusion.loss) if len(held) else None
-        self._watch = Watch(config.train.bad_steps, scaling=scaler.is_enabled())
+        self._watch = Watch(config.train.bad_steps, scaling=self.state.scaler.is_enabled())
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
         n, every = config.train.evaluate_samples, config.train.evaluate_every
         self.scoring = Scoring(dataset, n, self.grid.seed, self.device) if every else None
         self._window, self._begun = Window(), False
         self._unread: list[TrainStep] = []
         self._kept, self._trying = Kept(), Attempts()
-
-    def _new_net(self) -> torch.nn.Module:
-        torch.manual_seed(derive_seed(self.config.seed, "init"))
-        return build_net(self.config, self.dataset.channels, len(self.class_names))
 
     def start_with(self, content: dict[str, Any], path: Path) -> None:
         """Start with the weights of a checkpoint, whatever step they are of; raises :class:`CheckpointError`."""
@@ -126,7 +105,7 @@ class Run:
         if self.folder.metrics.unwritten:
             yield from self._trying(self.folder.metrics.path, self.folder.flush_metrics)
         yield from self._account()  # a stop came in between
-        for done in self._steps():
+        for done in self.steps():
             self._unread.append(done)
             if self._look_is_due() and not self._look():
                 yield from self._go_back(self._watch.problem())
@@ -136,9 +115,19 @@ class Run:
             yield done
             yield from self._account()
 
-    def _steps(self) -> Iterator[TrainStep]:
+    def steps(self) -> Iterator[TrainStep]:
+        """The steps alone, together with all other processes; nothing is kept of them."""
         with compiling(self.state.net, self.config.train.compile):
-            yield from train_steps(self.state, self.denoiser, self.batches, self.config)
+            steps = train_steps(self.state, self.denoiser, self.batches, self.config, self.ranks)
+            while not self._at_end():
+                self.ranks.tell(Word.STEP, self.state.parts)
+                yield next(steps)
+
+    def hand_over(self) -> None:
+        """Give all other processes the present state."""
+        if self.ranks.world > 1:
+            self.ranks.tell(Word.LOAD)
+            self.ranks.share(self.state.state_dict())
 
     def _look_is_due(self) -> bool:
         """Every few steps, and whenever something of this one is to be kept or shown."""
@@ -264,12 +253,13 @@ class Run:
                 first = initial.load_again(self.config) if train.init_from else None
             except CheckpointError as error:
                 raise DivergenceError(f"training diverged: {problem}; and {error.problem}", error.advice) from error
-            state.restart(self._new_net())
+            state.restart(new_net(self.config, self.dataset))
             if first:
                 self.start_with(first.content, Path(str(train.init_from)))
             self._window.restore([])
             self._kept = Kept()
         state.rollbacks, state.pardoned = rollbacks + 1, pardoned
+        self.hand_over()
         self._watch.reset()
         with suppress(OutputError):  # the folder does it before it writes anything else
             self._rewind()
@@ -290,7 +280,8 @@ class Run:
         self.config = self.config.model_copy(update={"train": train})
         if self._begun:
             yield from self._trying(self.folder.run_file, self._write_settings)
-        yield Notice(f"{reason}: a batch of {train.batch_size} goes in {train.grad_accum} parts, and stays one batch")
+        whose = f"the share of each of {self.ranks.world} processes in " if self.ranks.world > 1 else ""
+        yield Notice(f"{reason}: {whose}a batch of {train.batch_size} goes in {train.grad_accum} parts, and stays one batch")
 
     def _take(self, snapshot: Path) -> None:
         self.folder.ready()

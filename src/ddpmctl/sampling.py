@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ddpmctl import averages, runfolder
 from ddpmctl.build import (
@@ -28,10 +29,12 @@ from ddpmctl.core.schedule import NoiseSchedule
 from ddpmctl.core.spacing import spaced_timesteps
 from ddpmctl.editing import FROM_NOISE, Course
 from ddpmctl.errors import CheckpointError, ConfigError
+from ddpmctl.images import to_uint8
 from ddpmctl.interop import formats
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.parsing import size_text
 from ddpmctl.plans import Plan, Recipe
+from ddpmctl.ranks import Ranks
 from ddpmctl.rows import nearest
 from ddpmctl.runfile import check_size, config_layer, resolve
 
@@ -222,7 +225,7 @@ def levels(schedule: NoiseSchedule, way: Plan, course: Course = FROM_NOISE) -> l
 def generate(
     denoiser: Denoiser,
     shape: tuple[int, int, int],
-    n: int,
+    n: int | range,
     *,
     seed: int,
     way: Plan,
@@ -235,7 +238,8 @@ def generate(
 ) -> Iterator[Generated]:
     """Make ``n`` images of ``shape`` (C, H, W), yielding after every step of every batch.
 
-    Image i depends on (seed, i) alone. ``labels``: a class for each image. A batch is finished where ``state.t`` is 0.
+    ``n``: how many, or which of a larger sample: image i depends on (seed, i) alone. ``labels``: a class for each image of
+    the whole. A batch is finished where ``state.t`` is 0.
     When memory runs out, the batch is begun again with half its images, and ``on_smaller`` is told how many they are;
     raises the device's own error when one image is too much.
     """
@@ -248,9 +252,10 @@ def generate(
         for state in course.walk(way.sampler, denoiser, x_t, grid, noise=noise, label=label, **(options or {})):
             yield Generated(images, state)
 
-    done = 0
-    while done < n:
-        images = range(done, min(done + batch_size, n))
+    asked = range(n) if isinstance(n, int) else n
+    done = asked.start
+    while done < asked.stop:
+        images = range(done, min(done + batch_size, asked.stop))
         try:
             yield from walk(images)
             done = images.stop
@@ -261,3 +266,58 @@ def generate(
         batch_size = -(-len(images) // 2)
         free_cached(device.type)
         on_smaller(batch_size)
+
+
+class Made(NamedTuple):
+    """Images of a sample at level ``t``, finished at 0: uint8 (B, C, H, W), None on the way unless all states are asked for.
+
+    ``steps``: how many of the sampler's this stands for.
+    """
+
+    images: range
+    t: int
+    pixels: Tensor | None
+    steps: int = 1
+
+
+def made_by_all(
+    ranks: Ranks, n: int, batch_size: int, walk: Callable[[range], Iterator[Generated]], steps: int, *, every_state: bool = False
+) -> Iterator[Made]:
+    """``n`` images in order, ``batch_size`` at a time, by all processes in turn; only the one that leads yields any.
+
+    ``walk``: makes images of these numbers, in ``steps`` steps; ``every_state``: what is on the way has pixels too. To be
+    called in all processes; in memory is one batch, wherever it is made.
+    """
+    size = min(batch_size, ranks.most(n))
+    for number, start in enumerate(range(0, n, size)):
+        batch, whose = range(start, min(start + size, n)), number % ranks.world
+        if whose == ranks.rank:
+            own = (_made(done, every_state) for done in walk(batch))
+            if ranks.leads:
+                yield from own
+            else:
+                _send(ranks, [one for one in own if one.pixels is not None])
+        elif ranks.leads:
+            yield from _received(ranks, whose, steps, every_state)
+
+
+def _made(done: Generated, every_state: bool) -> Made:
+    wanted = every_state or done.state.t == 0
+    return Made(done.images, done.state.t, to_uint8(done.state.x_t).cpu() if wanted else None)
+
+
+def _send(ranks: Ranks, batch: Sequence[Made]) -> None:
+    for one in batch:
+        assert one.pixels is not None
+        ranks.send(torch.tensor([one.images.start, one.t, *one.pixels.shape]))
+        ranks.send(one.pixels.contiguous())
+    ranks.send(torch.full((6,), -1))
+
+
+def _received(ranks: Ranks, whose: int, steps: int, every_state: bool) -> Iterator[Made]:
+    while True:
+        start, t, *shape = ranks.receive(whose, (6,), torch.int64).tolist()
+        if start < 0:
+            return
+        pixels = ranks.receive(whose, shape, torch.uint8)
+        yield Made(range(start, start + shape[0]), t, pixels, 1 if every_state else steps)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
@@ -16,14 +17,23 @@ class StopFlag:
     """``with StopFlag() as stop:`` then ask ``stop.reason()``, None until there is one. A second Ctrl-C interrupts.
 
     ``deadline``: a time of ``time.monotonic()``, and ``limit`` what to call it. ``quiet``: a signal is not answered on stderr.
+    ``elsewhere``: the number of a signal that another process of the same job has got, 0 for none.
     """
 
-    def __init__(self, deadline: float | None = None, limit: str = "", *, quiet: bool = False) -> None:
-        self._deadline, self._limit, self._quiet = deadline, limit, quiet
+    def __init__(
+        self, deadline: float | None = None, limit: str = "", elsewhere: Callable[[], int] = lambda: 0, *, quiet: bool = False
+    ) -> None:
+        self._deadline, self._limit, self._elsewhere, self._quiet = deadline, limit, elsewhere, quiet
         self._signal: str | None = None
+
+    def number(self) -> int:
+        """The number of the signal that came to this process, 0 where there was none."""
+        return signal.Signals[self._signal].value if self._signal else 0
 
     def reason(self) -> str | None:
         """The name of the signal that came, or the limit that has passed."""
+        if self._signal is None and self._elsewhere():
+            self._signal = signal.Signals(self._elsewhere()).name
         if self._signal is None and self._deadline is not None and time.monotonic() >= self._deadline:
             return self._limit
         return self._signal

@@ -22,6 +22,7 @@ from ddpmctl.core.power import PowerEMA
 from ddpmctl.core.transfer import send
 from ddpmctl.data.batches import Batches
 from ddpmctl.memory import free_cached, out_of_memory
+from ddpmctl.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,11 @@ class TrainState:
             for old, new in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
         ]
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        for p, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == p.shape and value.stride() != p.stride():
+                    # Fused kernels go through memory side by side, whatever the layout of each.
+                    moments[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.rollbacks = int(state["step"]), int(state.get("rollbacks", 0))
@@ -160,11 +166,14 @@ class TrainState:
         return None
 
 
-def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig) -> Iterator[TrainStep]:
+def train_steps(
+    state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig, ranks: Ranks = ALONE
+) -> Iterator[TrainStep]:
     """Train from ``state.step`` to the end. Ho et al. 2020, algorithm 1.
 
     Every draw follows from (seed, step, rollbacks, purpose): stopping and going on changes nothing. The device is not
-    waited for: while it computes a step, the next one is prepared.
+    waited for: while it computes a step, the next one is prepared. With several processes all of them take the same step,
+    from the gradients of the whole batch.
     """
     train = config.train
     while state.step < train.steps:
@@ -173,7 +182,7 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         buffers = [buffer.clone() for buffer in state.buffers]
-        loss = add_gradients(state, denoiser, batches, config, buffers)
+        loss = add_gradients(state, denoiser, batches, config, buffers, ranks)
         state.scaler.unscale_(state.optimizer)
 
         names, grads = zip(*((name, p.grad) for name, p in state.named if p.grad is not None), strict=True)
@@ -191,54 +200,65 @@ def train_steps(state: TrainState, denoiser: Denoiser, batches: Batches, config:
 
 
 def add_gradients(
-    state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig, buffers: Iterable[Tensor]
+    state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig, buffers: Iterable[Tensor], ranks: Ranks = ALONE
 ) -> Tensor:
     """Gradients of the step that comes next, in the parameters; returns the loss, a scalar on the device.
 
-    When memory runs out, ``state.parts`` is doubled and the step done again from ``buffers``, a copy of the network's:
-    the batch stays what it was. Raises the device's own error when one image is too much.
+    Each process draws for the whole batch, and computes its part of it: only sums go between them, once a step.
+    When memory runs out in one, ``state.parts`` is doubled in all and the step done again from ``buffers``, a copy of the
+    network's: the batch stays what it was. Raises the device's own error when one image is too much.
     """
-    step, diffusion, device = state.step + 1, config.diffusion, next(state.net.parameters()).device
-    draw = (config.seed, step, state.rollbacks)
-    x0, label = batches(step)
-    drawn = T_SAMPLINGS[diffusion.t_sampling](denoiser, len(x0), diffusion.weighting, derived_generator(*draw, "t"))
+    step, diffusion, device, n = state.step + 1, config.diffusion, next(state.net.parameters()).device, batches.batch_size
+    draw, mine = (config.seed, step, state.rollbacks), ranks.part(n)
+    drawn = T_SAMPLINGS[diffusion.t_sampling](denoiser, n, diffusion.weighting, derived_generator(*draw, "t"))
+    x0, label = batches(step, mine)
     if label is not None and denoiser.null_label is not None:
-        hidden = torch.rand(len(label), generator=derived_generator(*draw, "label")) < config.model.label_dropout
-        label = label.masked_fill(hidden, denoiser.null_label)
-    eps = torch.randn(x0.shape, generator=derived_generator(*draw, "eps"))
+        hidden = torch.rand(n, generator=derived_generator(*draw, "label")) < config.model.label_dropout
+        label = label.masked_fill(hidden[mine], denoiser.null_label)
+    eps = torch.randn((n, *x0.shape[1:]), generator=derived_generator(*draw, "eps"))[mine]
     if diffusion.offset_noise:  # Guttenberg 2023, "Diffusion with offset noise"
-        offset = torch.randn(*x0.shape[:2], 1, 1, generator=derived_generator(*draw, "offset"))
+        offset = torch.randn(n, x0.shape[1], 1, 1, generator=derived_generator(*draw, "offset"))[mine]
         eps = eps + diffusion.offset_noise * offset
+    weights = drawn.weights[mine] if drawn.weights is not None else None
 
     def accumulate(parts: int) -> Tensor:
-        torch.manual_seed(derive_seed(*draw, "dropout"))
+        torch.manual_seed(derive_seed(*draw, "dropout", *ranks.own()))
         total = torch.zeros((), device=device)
-        of_batch = (x0, drawn.t, eps, label, drawn.weights)
+        of_batch = (x0, drawn.t[mine], eps, label, weights)
         cut = (part.tensor_split(parts) if part is not None else [None] * parts for part in of_batch)
-        for x0_part, t_part, eps_part, label_part, weights in zip(*cut, strict=True):
+        for x0_part, t_part, eps_part, label_part, weights_part in zip(*cut, strict=True):
             on_device = send(label_part, device) if label_part is not None else None
             loss = denoising_loss(
                 denoiser, send(x0_part, device), t_part, send(eps_part, device), on_device,
-                loss=diffusion.loss, weighting=diffusion.weighting, weights=weights,
+                loss=diffusion.loss, weighting=diffusion.weighting, weights=weights_part,
                 vlb_weight=VLB_WEIGHT if diffusion.learn_variance else 0.0,
             )  # fmt: skip
-            loss = loss * (len(x0_part) / len(x0))
+            loss = loss * (len(x0_part) / n)
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
     while True:
         state.optimizer.zero_grad(set_to_none=True)
+        loss = None
         try:
-            return accumulate(min(state.parts, len(x0)))
+            loss = accumulate(min(state.parts, len(x0)))
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or state.parts >= len(x0):
+            if not out_of_memory(error) or state.parts >= ranks.most(n):
                 raise
         # Out of the handler, whose error still holds what the failed attempt had in memory.
-        state.parts = min(2 * state.parts, len(x0))
+        if not ranks.any(loss is None) and loss is not None:
+            ranks.add([loss, *(p.grad for _, p in state.named if p.grad is not None)])
+            return loss
+        state.parts = min(2 * state.parts, ranks.most(n))
         state.optimizer.zero_grad(set_to_none=True)
         restore(state.buffers, buffers)
         free_cached(device.type)
+
+
+def room_for_moments(state: TrainState) -> list[Tensor]:
+    """What Adam's moments will take, where they are not there yet: to be held while a step is tried."""
+    return [] if state.optimizer.state else [torch.empty_like(p) for p in state.net.parameters() for _ in "mv"]
 
 
 @torch.no_grad()

@@ -221,3 +221,36 @@ def test_a_stop_at_the_very_end_keeps_the_last_row_when_more_steps_follow(photos
     for name in ("whole", "r"):
         assert main(["train", "--resume", name, "-q", "--steps", "10"]) == 0
     assert_same_run(Path("whole"), Path("r"))
+
+
+def test_moments_in_another_layout_are_those_of_the_same_weights(photos):
+    """Those of a run on another kind of device are contiguous, where weights here have channels last."""
+    import torch
+
+    from ddpmctl.config import DataConfig, RunConfig
+    from ddpmctl.data.dataset import load_images
+    from ddpmctl.learner import new_learner
+    from ddpmctl.training import train_steps
+
+    config = RunConfig.model_validate({
+        "device": "cpu", "precision": "fp32", "train": {"batch_size": 2, "steps": 4},
+        "model": {"base_channels": 8, "channel_mults": [1, 2], "num_res_blocks": 1, "norm_groups": 4},
+    })  # fmt: skip
+    dataset = load_images(DataConfig(size=(16, 16)), photos)
+
+    def trained(halfway):
+        learner = new_learner(config, dataset, torch.device("cpu"))
+        for done in train_steps(learner.state, learner.denoiser, learner.batches, config):
+            if done.step == 2:
+                halfway(learner.state)
+        return learner.state.net.state_dict()
+
+    def in_another_layout(state):
+        saved = state.state_dict()
+        moments = {i: {name: value.clone(memory_format=torch.contiguous_format) for name, value in kinds.items()}
+                   for i, kinds in saved["optimizer"]["state"].items()}  # fmt: skip
+        state.load_state_dict({**saved, "optimizer": {**saved["optimizer"], "state": moments}})
+
+    plain = trained(lambda state: None)
+    for name, value in trained(in_another_layout).items():
+        assert torch.equal(value, plain[name]), name

@@ -14,7 +14,7 @@ from types import FrameType
 import typer
 
 from ddpmctl import process
-from ddpmctl.cli import console
+from ddpmctl.cli import console, together
 from ddpmctl.cli.app import app
 from ddpmctl.errors import DdpmctlError, Exit
 from ddpmctl.memory import out_of_memory
@@ -31,7 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     process.tune()
+    together.remember(args)
+    code = _answered(args)
+    together.leave(code)
+    return code
+
+
+def _answered(args: list[str]) -> int:
+    """Exit code of one command, once all that it has to say is said."""
     with console.outlets():
+        console.be_mute(together.follows())
         try:
             with _signals_raised():
                 code = _outcome(args)
@@ -50,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _outcome(args: list[str]) -> int:
     """Exit code of one command: the one place where errors become lines and numbers."""
     try:
+        if together.follows() and not set(args[:1]) & set(together.COMMANDS):
+            return Exit.OK  # what the first process alone does
         code = int(app(args=args, prog_name="ddpmctl", standalone_mode=False) or Exit.OK)
         if code == Exit.INTERRUPTED:  # newer Typer turns the interrupt into a number
             raise KeyboardInterrupt

@@ -36,6 +36,8 @@ _ECHO = len("^C^C")
 class _State:
     quiet = False
     asked = False  # whether stdout carries a result, not only notes
+    mute = False  # whether another process of the same job does the printing
+    voice: Callable[[], str | None] | None = None
 
 
 class Outlet:
@@ -115,44 +117,59 @@ def set_quiet(quiet: bool) -> None:
     _State.quiet = quiet
 
 
+def be_mute(mute: bool) -> None:
+    """Print nothing at all, for another process of the same job does; errors see :func:`give_voice`."""
+    _State.mute, _State.voice = mute, None
+
+
+def give_voice(voice: Callable[[], str | None]) -> None:
+    """Ask ``voice`` before an error is printed: the name that goes before it, empty for none; None: it is not printed."""
+    _State.voice = voice
+
+
 def is_quiet() -> bool:
     """Whether notes are silenced."""
-    return _State.quiet
+    return _State.quiet or _State.mute
 
 
 def result(text: str) -> None:
     """A result that was asked for: printed with ``--quiet`` too, without markup."""
     _State.asked = True
-    out.print(text, markup=False)
+    if not _State.mute:
+        out.print(text, markup=False)
 
 
 def heading(text: str) -> None:
     """A heading over results."""
     _State.asked = True
-    out.print(f"[bold cyan]{escape(text)}[/]")
+    if not _State.mute:
+        out.print(f"[bold cyan]{escape(text)}[/]")
 
 
 def note(text: str, style: str = "") -> None:
     """A line that keeps the user informed."""
-    if not _State.quiet:
+    if not is_quiet():
         out.print(shown(text), markup=False, style=style)
 
 
 def field(name: str, text: str) -> None:
     """A named line of a summary."""
-    if not _State.quiet:
+    if not is_quiet():
         out.print(f"[bold cyan]{name:<10}[/] {escape(shown(text))}")
 
 
 def warn(text: str) -> None:
     """Something to know that stops nothing."""
-    if not _State.quiet:
+    if not is_quiet():
         err.print(f"[yellow]warning:[/] {escape(shown(text))}")
 
 
 def error(problem: str, advice: str) -> None:
     """What is wrong, and in a second line what to do."""
-    err.print(f"[bold red]error:[/] {escape(shown(problem))}")
+    name = _State.voice() if _State.voice else None if _State.mute else ""
+    if name is None:
+        return
+    err.print(f"[bold red]error:[/] {escape(shown(f'{name}: {problem}' if name else problem))}")
     if advice:
         err.print(f"  [dim]->[/] {escape(shown(advice))}")
 
@@ -173,7 +190,7 @@ class Bar:
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.what, self.total, self.done = what, total, done
-        self.live = out.is_terminal and not out.is_dumb_terminal and not _State.quiet
+        self.live = out.is_terminal and not out.is_dumb_terminal and not is_quiet()
         self._last = time.monotonic()
         columns: list[ProgressColumn] = [
             TextColumn("[bold]{task.description}"),
@@ -205,7 +222,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        if not _State.quiet:
+        if not is_quiet():
             self._progress.console.print(escape(shown(text)))
 
     def describe(self, what: str) -> None:
@@ -217,7 +234,7 @@ class Bar:
         self.done = done
         self._progress.update(self._task, completed=done, info=escape(info))
         now = time.monotonic()
-        if not self.live and not _State.quiet and (now - self._last >= PLAIN_SECONDS or done == self.total):
+        if not self.live and not is_quiet() and (now - self._last >= PLAIN_SECONDS or done == self.total):
             self._last = now
             out.print(escape(f"{self.what} {done}/{self.total} {info}".rstrip()))
 

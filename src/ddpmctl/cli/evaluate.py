@@ -11,7 +11,8 @@ import typer
 
 from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_guidance
 from ddpmctl.cli import console
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch, tell_model, weights_text
+from ddpmctl.cli.options import Debug, Devices, Quiet, choices, complete, reading, switch, tell_model, weights_text
+from ddpmctl.cli.together import devices_of, joined, place_of, spread_over
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
 _FEWEST, _MOST = 5, 200_000
@@ -37,7 +38,8 @@ def evaluate(
     ema_length: Annotated[float | None, typer.Option(metavar="0.01..0.28", help="As in `sample`.", rich_help_panel=_HOW)] = None,
     size: Annotated[Any, typer.Option(metavar="SIZE", help="Of two sets of images: 32, or 48x64 (height x width).  [default: that of all images]", parser=reading(parse_size), rich_help_panel=_HOW)] = None,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once.", parser=reading(parse_count))] = 64,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", parser=reading(parse_device))] = None,
+    devices: Devices = None,
     precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="What the model computes in; features are of fp32.")] = "fp32",
     sheet: Annotated[Path | None, typer.Option(metavar="X.png", help="Draw samples beside the training images nearest to them. DATA is then what CKPT was trained on, and all of it is compared.", rich_help_panel=_SHEET)] = None,
     sheet_of: Annotated[int, typer.Option(metavar="COUNT", help="How many samples to draw there.", parser=reading(parse_count), rich_help_panel=_SHEET)] = 8,
@@ -73,29 +75,43 @@ def evaluate(
         if value is not None:
             why = "it is images: there is nothing to sample" if two_sets else "a checkpoint: it has its own size"
             raise ConfigError(f"{flag}: {what}: {why}", f"leave {flag} out")
-    from ddpmctl.build import resolve_device
-    from ddpmctl.evaluation.facts import Settings, compare_data, evaluate_model
+    each = devices_of(devices, device)
+    code = spread_over(each)
+    if code is not None:
+        return code
+    from ddpmctl.evaluation.facts import Settings, compare_data, evaluate_model, help_to_evaluate
     from ddpmctl.evaluation.sets import Extractor
 
-    extractor = Extractor(features, resolve_device(device), feature_weights, batch_size)
-    settings = Settings(data, n, seed, extractor, lambda what: console.reading(what=what), cache=not no_cache)
-    if two_sets:
-        _tell(compare_data(what, size, settings), as_json)
-        return 0
-    from ddpmctl.checkpoint import naming_a_good_one
-    from ddpmctl.plans import plan
-    from ddpmctl.sampling import load_model
+    with joined() as ranks:
+        target = place_of(ranks, device, each)
+        if two_sets:
+            if ranks.leads:
+                extractor = Extractor(features, target, feature_weights, batch_size)
+                settings = Settings(data, n, seed, extractor, lambda what: console.reading(what=what), cache=not no_cache)
+                _tell(compare_data(what, size, settings), as_json)
+            return 0
+        from ddpmctl.checkpoint import naming_a_good_one
+        from ddpmctl.plans import plan
+        from ddpmctl.runfolder import checkpoint_in
+        from ddpmctl.sampling import load_model
 
-    with naming_a_good_one():
-        model = load_model(what, device, weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)
-    tell_model(model)
-    model.check_steps(steps)
-    facts = evaluate_model(
-        model, plan(quality, sampler, steps, spacing), class_name, settings, weights=weights, ema_length=ema_length, batch_size=batch_size,
-        sheet_file=sheet, sheet_of=sheet_of,
-        on_smaller=lambda size: console.warn(f"out of memory: going on with {size} images at once"),
-    )  # fmt: skip
-    _tell(facts, as_json)
+        compared = Extractor(features, target, feature_weights, batch_size) if ranks.leads else None
+        with naming_a_good_one():
+            what = ranks.share(checkpoint_in(what) if ranks.leads else None)
+            model = load_model(what, str(target), weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)
+        tell_model(model)
+        model.check_steps(steps)
+        way = plan(quality, sampler, steps, spacing)
+        if compared is None:
+            help_to_evaluate(model, way, class_name, n=n, seed=seed, batch_size=batch_size, ranks=ranks)
+            return 0
+        settings = Settings(data, n, seed, compared, lambda what: console.reading(what=what), cache=not no_cache)
+        facts = evaluate_model(
+            model, way, class_name, settings, weights=weights, ema_length=ema_length, batch_size=batch_size,
+            sheet_file=sheet, sheet_of=sheet_of, ranks=ranks,
+            on_smaller=lambda size: console.warn(f"out of memory: going on with {size} images at once"),
+        )  # fmt: skip
+        _tell(facts, as_json)
     return 0
 
 

@@ -70,3 +70,4 @@ def _quiet(value: bool) -> bool:
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.", metavar="", callback=_quiet, rich_help_panel="General")]  # fmt: skip
 Show = Annotated[bool, switch("--show", "Draw pictures in the terminal, too. Needs the extra show.")]
 Debug = Annotated[bool, switch("--debug", "Show the traceback of an error.", "General")]
+Devices = Annotated[str | None, typer.Option("--devices", metavar="LIST", help="A process for each: 0,1 (GPUs), all, or cpu,cpu; several machines: torchrun, see docs/distributed.md.", rich_help_panel="Several processes")]  # fmt: skip

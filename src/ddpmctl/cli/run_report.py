@@ -39,7 +39,7 @@ def summary(run: Run) -> None:
              + (f", offset noise {diffusion.offset_noise:g}" if diffusion.offset_noise else "")
              + (", zero terminal SNR" if diffusion.zero_terminal_snr else "")
              + (", learns its variance" if diffusion.learn_variance else "")),
-        ("device", f"{device_text(run.device)}, {run.precision()}"),
+        ("device", f"{device_text(run.device)}, {run.precision()}" + (f"; {run.ranks.world} processes" if run.ranks.world > 1 else "")),
         ("training", f"{train.steps:,} steps of {train.batch_size} images = {epochs:,.1f} epochs, {train.optimizer} lr {train.lr:g}"),
         ("saved to", f"{run.folder.path}  (checkpoint every {train.save_every:,} steps, "
                      + (f"grid every {train.sample_every:,})" if train.sample_every else "grid at the end)")),
@@ -129,7 +129,6 @@ def rehearse(run: Run) -> None:
     from ddpmctl.core.samplers import evaluations
     from ddpmctl.describe import memory_text, time_text
     from ddpmctl.preflight import preflight
-    from ddpmctl.training import train_steps
 
     train, first = run.config.train, run.state.step
     remaining = train.steps - first
@@ -139,7 +138,7 @@ def rehearse(run: Run) -> None:
     for notice in preflight(run):
         console.warn(notice.text)
     marks, loss = [time.monotonic()], math.nan
-    for done in train_steps(run.state, run.denoiser, run.batches, run.config):
+    for done in run.steps():
         loss = done.loss
         marks.append(time.monotonic())
         if len(marks) > 2 and marks[-1] - marks[1] > 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_
 from ddpmctl.cli import console
 from ddpmctl.cli.options import (
     Debug,
+    Devices,
     Quiet,
     Show,
     choices,
@@ -22,12 +24,14 @@ from ddpmctl.cli.options import (
 )
 from ddpmctl.cli.showing import shower
 from ddpmctl.cli.starting import FRAMES, RESAMPLE, STRENGTH, beginning
+from ddpmctl.cli.together import devices_of, follows, joined, place_of, spread_over
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
     from ddpmctl.editing import Course
     from ddpmctl.outputs import Sink
     from ddpmctl.plans import Plan
+    from ddpmctl.ranks import Ranks
     from ddpmctl.sampling import Model
 
 _HOW = "How"
@@ -50,7 +54,8 @@ def sample(
     guidance_interval: Annotated[str | None, typer.Option(metavar="LO:HI", help="Levels of noise at which to guide, as shares of T.  [default: 0:1]", rich_help_panel=_HOW)] = None,
     seed: Annotated[int, typer.Option(metavar="COUNT", help="Same seed, same images.", parser=reading(parse_count), rich_help_panel=_HOW)] = 0,
     batch_size: Annotated[int, typer.Option(metavar="COUNT", help="Images at once; changes memory, not images.", parser=reading(parse_count))] = 64,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", parser=reading(parse_device))] = "auto",
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", parser=reading(parse_device))] = None,
+    devices: Devices = None,
     precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="What the network computes in; less than fp32 is faster on some devices, but then images depend a little on their batch.")] = "fp32",
     weights: Annotated[str, typer.Option(metavar="ema|raw", help="Averaged or last weights.", rich_help_panel=_HOW)] = "ema",
     ema_length: Annotated[float | None, typer.Option(metavar="0.01..0.28", help="Weights averaged over this share of the training time, for a run with train.ema_snapshot_every; `inspect` names those to be had.", rich_help_panel=_HOW)] = None,
@@ -72,7 +77,7 @@ def sample(
 
     Example: `ddpmctl sample runs/photos -n 64 -o new.png`
     """
-    from ddpmctl.outputs import Job, choose_output
+    from ddpmctl.outputs import Job, Sink, choose_output
     from ddpmctl.plans import Recipe
 
     interval = _interval(guidance, guidance_interval)
@@ -82,46 +87,55 @@ def sample(
     check_ema_length(ema_length, weights)
     begun = beginning(n, init=init, strength=strength, inpaint=inpaint, mask=mask, resample=resample,
                       interpolate=interpolate, frames=frames)  # fmt: skip
-    shown = shower(show)
-    path, sink = choose_output(out, overwrite=overwrite, sinks=begun.sinks())
+    each, shown = devices_of(devices, device), shower(show)
+    # Process 0 writes: the others may come when its file is there already.
+    path, sink = (Path(), Sink) if follows() else choose_output(out, overwrite=overwrite, sinks=begun.sinks())
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.core.samplers import evaluations
+    from ddpmctl.runfolder import checkpoint_in
     from ddpmctl.sampling import levels, load_model, sampler_options
 
     way = recipe.plan(begun.rows)
     begun.check(way, quality, eta)
     options = sampler_options(way.sampler, recipe)
-    with naming_a_good_one():
-        model = load_model(ckpt, device, weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,
-                           guidance=guidance, interval=interval)  # fmt: skip
-    tell_model(model)
-    way = model.fitted(way, recipe)
-    steps, n = way.steps, begun.n
-    labels = model.labels_for(class_name, n)
-    course = begun.course(model, labels)
-    grid = levels(model.denoiser.schedule, way, course)
-    taken, states = len(grid) - 1, course.states(grid)
-    guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
-    made_with = {
-        "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, **begun.facts(), "seed": seed,
-        **way._asdict(), **options, "threshold": threshold, **guided, "weights": weights, "ema-length": ema_length, "precision": model.precision,
-        "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
-    }  # fmt: skip
-    columns = columns or begun.columns()
-    several = columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names)
-    rows = _titles(model.class_names) if several and sink.titled else ()
-    output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale, begun.counted, rows))
-    told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
-    some = f"the last {taken} of {steps} steps" if init else f"{steps} steps"
-    told = begun.told() + told
-    console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, states)} evaluations), {way.spacing} spacing,"
-                 f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
-                 f" {weights_text(weights, model.step, ema_length)}, {model.device}, {model.precision}")  # fmt: skip
-    course = begun.ready(course, model, grid, labels)
-    with output as target:
-        _run(model, target, labels, way, course, seed=seed, options=options, batch_size=min(batch_size, n))
-    console.note(f"saved: {path}")
-    shown(path)
+    code = spread_over(each)
+    if code is not None:
+        return code
+    with joined() as ranks:
+        place = place_of(ranks, device, each)
+        with naming_a_good_one():
+            file = ranks.share(checkpoint_in(ckpt) if ranks.leads else None)
+            model = load_model(file, str(place), weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,
+                               guidance=guidance, interval=interval)  # fmt: skip
+        tell_model(model)
+        way = model.fitted(way, recipe)
+        steps, n = way.steps, begun.n
+        labels = model.labels_for(class_name, n)
+        course = begun.course(model, labels)
+        grid = levels(model.denoiser.schedule, way, course)
+        taken, states = len(grid) - 1, course.states(grid)
+        guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
+        made_with = {
+            "kind": "sample", "checkpoint": model.digest, "path": str(model.path), "step": model.step, **begun.facts(), "seed": seed,
+            **way._asdict(), **options, "threshold": threshold, **guided, "weights": weights, "ema-length": ema_length, "precision": model.precision,
+            "class": class_name if labels is not None else None, "columns": columns, "scale": scale,
+        }  # fmt: skip
+        columns = columns or begun.columns()
+        several = columns is None and labels is not None and len(set(labels)) > 1 and n >= len(model.class_names)
+        rows = _titles(model.class_names) if several and sink.titled else ()
+        output = sink(Job(path, n, model.image_shape, taken, made_with, columns, scale, begun.counted, rows))
+        told = f" guidance {guidance:g} in {interval[0]:g}:{interval[1]:g}, a batch of two for each image," if guided else ""
+        some = f"the last {taken} of {steps} steps" if init else f"{steps} steps"
+        told = begun.told() + told
+        console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, states)} evaluations), {way.spacing} spacing,"
+                     f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
+                     f" {weights_text(weights, model.step, ema_length)}, {model.device}, {model.precision}")  # fmt: skip
+        course = begun.ready(course, model, grid, labels)
+        with output as target:
+            _run(model, target, labels, way, course, ranks, seed=seed, options=options, batch_size=min(batch_size, n))
+        console.note(f"saved: {path}")
+        if ranks.leads:
+            shown(path)
     return 0
 
 
@@ -153,36 +167,43 @@ def _interval(guidance: float, text: str | None) -> tuple[float, float]:
 
 
 def _run(
-    model: Model, target: Sink, labels: list[int] | None, way: Plan, course: Course, *,
+    model: Model, target: Sink, labels: list[int] | None, way: Plan, course: Course, ranks: Ranks, *,
     seed: int, options: dict[str, Any], batch_size: int,
 ) -> None:  # fmt: skip
     """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
     from ddpmctl.core.noise import ImageNoise
     from ddpmctl.images import to_uint8
-    from ddpmctl.sampling import generate, levels
+    from ddpmctl.sampling import Generated, generate, levels, made_by_all
 
-    job, done, finished = target.job, 0, 0
+    job, done, finished, at_once = target.job, 0, 0, batch_size
     n, schedule = job.n, model.denoiser.schedule
     grid = levels(schedule, way, course)
     states = course.states(grid)
     left_at = {t: left for left, t in enumerate(reversed(grid))}
 
     def smaller(size: int) -> None:
+        nonlocal at_once
+        at_once = size
         console.warn(f"out of memory: going on with {size} images at once")
         bar.set_total(done + -(-(n - finished) // size) * states)
 
+    def walk(images: range) -> Iterator[Generated]:
+        return generate(
+            model.denoiser, job.shape, images, seed=seed, way=way,
+            device=model.device, course=course, labels=labels, batch_size=at_once, options=options, on_smaller=smaller,
+        )  # fmt: skip
+
+    every_state = ranks.share(target.wants_states)
     if target.wants_states:
         noise = ImageNoise(seed, range(n), job.shape)
         target.add_state(range(n), job.steps, to_uint8(course.first(schedule, grid[0], range(n), noise)))
-    with console.bar("sampling", -(-n // batch_size) * states) as bar:
-        walk = generate(
-            model.denoiser, job.shape, n, seed=seed, way=way,
-            device=model.device, course=course, labels=labels, batch_size=batch_size, options=options, on_smaller=smaller,
-        )  # fmt: skip
-        for done, (images, state) in enumerate(walk, start=1):
-            if target.wants_states:  # of a level that comes more than once the last state stays
-                target.add_state(images, left_at[state.t], to_uint8(state.x_t))
-            if state.t == 0:
-                target.add_images(images, to_uint8(state.x_t))
-                finished = images.stop
+    with console.bar("sampling", -(-n // min(batch_size, ranks.most(n))) * states) as bar:
+        for made in made_by_all(ranks, n, batch_size, walk, states, every_state=every_state):
+            done += made.steps
+            if made.pixels is not None:
+                if every_state:  # of a level that comes more than once the last state stays
+                    target.add_state(made.images, left_at[made.t], made.pixels)
+                if made.t == 0:
+                    target.add_images(made.images, made.pixels)
+                    finished = made.images.stop
             bar.update(done, f"{finished}/{n} images")

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddpmctl.cli import console, options
-from ddpmctl.cli.options import Debug, Quiet, choices, complete, reading, switch
+from ddpmctl.cli.options import Debug, Devices, Quiet, choices, complete, reading, switch
 from ddpmctl.cli.run_report import Shown, rehearse, summary
 from ddpmctl.cli.showing import Show, shower
+from ddpmctl.cli.together import devices_of, joined, spread_over
 from ddpmctl.errors import Exit
 from ddpmctl.parsing import parse_duration
 
 if TYPE_CHECKING:
+    from ddpmctl.launch import Order, Voice
+    from ddpmctl.ranks import Ranks
     from ddpmctl.run import Run
 
 _DIFFUSION, _RUNNING = "What is learned", "The run"
@@ -31,6 +34,7 @@ def train(
     lr: Annotated[str | None, typer.Option(metavar="NUMBER", help="Learning rate, such as 2e-4.  [default: 2e-4]", rich_help_panel=_RUNNING)] = None,
     size: Annotated[str | None, typer.Option(metavar="SIZE", help="32, 48x64 (height x width), or auto.  [default: 64]", rich_help_panel=_DIFFUSION)] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", rich_help_panel=_RUNNING)] = None,
+    devices: Devices = None,
     precision: Annotated[str | None, typer.Option(metavar="auto|fp32|bf16|fp16", help="What the network computes in.  [default: auto]", rich_help_panel=_RUNNING)] = None,
     timesteps: Annotated[str | None, typer.Option(metavar="COUNT", help="T, the number of noising steps.  [default: 1000]", rich_help_panel=_DIFFUSION)] = None,
     schedule: Annotated[str | None, typer.Option(metavar=choices("core.schedule", "SCHEDULES"), help="Noise schedule.  [default: linear]", autocompletion=complete("core.schedule", "SCHEDULES"), rich_help_panel=_DIFFUSION)] = None,
@@ -57,12 +61,13 @@ def train(
 
     Every key of a run file, with its meaning: `ddpmctl inspect --defaults`.
     """
-    from ddpmctl.launch import Order, Voice, begin, launched
+    from ddpmctl.launch import Order, Voice, launched
     from ddpmctl.runfile import flag_layer
 
+    began, each = time.monotonic(), devices_of(devices, device)
     flags = flag_layer(
         {
-            "device": device, "precision": precision, "seed": seed, "data.size": size, "diffusion.timesteps": timesteps,
+            "device": each[0] if len(each) == 1 else device, "precision": precision, "seed": seed, "data.size": size, "diffusion.timesteps": timesteps,
             "diffusion.schedule": schedule, "diffusion.loss": loss, "diffusion.prediction": prediction,
             "train.steps": steps, "train.batch_size": batch_size, "train.lr": lr,
             "train.evaluate_every": evaluate_every, "train.init_from": str(init_from) if init_from else None,
@@ -70,19 +75,45 @@ def train(
         },
         settings or [],
     )  # fmt: skip
-    started, shown = time.monotonic(), shower(show)
-    order = Order.of(data, out, config, flags, resume=resume, force=force, overwrite=overwrite)
-    voice = Voice(console.note, console.warn, console.reading)
-    with launched(order, voice, dry=dry_run) as run:
-        summary(run)
-        if dry_run:
-            rehearse(run)
+    shown, code = shower(show), spread_over(each)
+    if code is not None:
+        return code
+    with joined() as ranks:
+        if not ranks.leads:
+            _follow(ranks, each)
             return 0
-        if run.finished():
-            console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
-            return 0
-        begin(run, order, voice)
-        return _train(run, started + max_time if max_time else None, shown)
+        order = Order.of(data, out, config, flags, resume=resume, force=force, overwrite=overwrite)
+        order = order if dry_run else order.after(ranks.started.restarts)
+        voice = Voice(console.note, console.warn, console.reading)
+        with launched(order, voice, dry=dry_run, ranks=ranks, devices=each) as run:
+            code = _go(run, order, voice, began + max_time if max_time else None, shown, dry_run=dry_run)
+            ranks.end()
+        # torchrun knows success and failure only, and would start again what was told to stop.
+        return 0 if code == Exit.STOPPED and ranks.started.by_torchrun else code
+
+
+def _follow(ranks: Ranks, devices: tuple[str, ...]) -> None:
+    """What a process does that does not lead."""
+    from ddpmctl.following import follow
+    from ddpmctl.stopping import StopFlag
+
+    with StopFlag(quiet=True) as stop:
+        follow(ranks, devices, stop.number)
+
+
+def _go(run: Run, order: Order, voice: Voice, deadline: float | None, show: Show, *, dry_run: bool) -> int:
+    """Say what is to come, try it, and train."""
+    from ddpmctl.launch import begin
+
+    summary(run)
+    if dry_run:
+        rehearse(run)
+        return 0
+    if run.finished():
+        console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
+        return 0
+    begin(run, order, voice)
+    return _train(run, deadline, show)
 
 
 def _train(run: Run, deadline: float | None, show: Show) -> int:
@@ -92,7 +123,7 @@ def _train(run: Run, deadline: float | None, show: Show) -> int:
 
     train, folder = run.config.train, run.folder
     shown = Shown(run, show)
-    stopping = StopFlag(deadline, "--max-time", quiet=console.is_quiet())
+    stopping = StopFlag(deadline, "--max-time", lambda: run.ranks.asked, quiet=console.is_quiet())
     with stopping as stop, console.bar("training", train.steps, run.state.step) as bar:
         for event in trained(run, stop.reason):
             shown.event(bar, event)

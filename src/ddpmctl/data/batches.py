@@ -44,12 +44,12 @@ class Batches:
         self.dataset, self.batch_size, self.seed, self.hflip = dataset, batch_size, seed, hflip
         self._orders: dict[int, torch.Tensor] = {}
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of ``step``, which counts from 1. Raises ``ValueError`` below."""
-        chosen = self.indices(step)
+    def __call__(self, step: int, part: slice = slice(None)) -> Batch:
+        """That ``part`` of the batch of ``step``, which counts from 1. Raises ``ValueError`` below."""
+        chosen = self.indices(step)[part]
         pixels = self.dataset.images[chosen]
         if self.hflip:
-            mirrored = self.flips(step)
+            mirrored = self.flips(step)[part]
             pixels[mirrored] = pixels[mirrored].flip(-1)
         return Batch(from_uint8(pixels), None if self.dataset.labels is None else self.dataset.labels[chosen])
 

@@ -30,6 +30,7 @@ from ddpmctl.evaluation.memorised import MANY_HELD_OUT, QUANTILE, Nearest, neare
 from ddpmctl.evaluation.sets import Extractor, chosen, data_of, draw
 from ddpmctl.images import save_png
 from ddpmctl.plans import Plan
+from ddpmctl.ranks import ALONE, Ranks
 from ddpmctl.sampling import Model
 from ddpmctl.validation import hold_out
 
@@ -84,10 +85,11 @@ def evaluate_model(
     sheet_file: Path | None,
     sheet_of: int,
     on_smaller: Callable[[int], object],
+    ranks: Ranks = ALONE,
 ) -> Facts:
     """A model against images: distances, loss, bits per dimension and, with ``sheet_file``, what it learnt by heart.
 
-    Raises :class:`ConfigError` where the sheet is asked for with other images than the model was trained on.
+    All ``ranks`` make samples: those that do not lead call :func:`help_to_evaluate`. Raises :class:`ConfigError` where the sheet is asked for with other images than the model was trained on.
     """
     with settings.bars("reading images") as progress:
         dataset = data_of(model, settings.data, cache=settings.cache, progress=progress)
@@ -101,7 +103,7 @@ def evaluate_model(
     check_enough(len(which))
     with settings.bars("sampling") as progress:
         samples = draw(model, settings.n, way, seed=settings.seed, labels=labels, batch_size=batch_size,
-                       on_smaller=on_smaller, progress=progress)  # fmt: skip
+                       on_smaller=on_smaller, progress=progress, ranks=ranks)  # fmt: skip
     with settings.bars("features of samples") as progress:
         of_samples = settings.extractor(samples, progress)
     config = model.config.data
@@ -121,6 +123,14 @@ def evaluate_model(
         if found["held_out"] < MANY_HELD_OUT:
             facts["warnings"].append(f"how near is suspicious is poorly known from {found['held_out']} held-out images")
     return facts
+
+
+def help_to_evaluate(
+    model: Model, way: Plan, class_name: str | None, *, n: int, seed: int, batch_size: int, ranks: Ranks
+) -> None:
+    """What the processes do that do not lead, while that one is at :func:`evaluate_model`."""
+    draw(model, n, way, seed=seed, labels=model.labels_for(class_name, n), batch_size=batch_size,
+         on_smaller=lambda size: None, progress=lambda done, total: None, ranks=ranks)  # fmt: skip
 
 
 def _features_of(settings: Settings, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from ddpmctl.data.report import Progress
 from ddpmctl.errors import DataError
 from ddpmctl.evaluation import features
 from ddpmctl.evaluation.features import FEATURES, extract, load_features
-from ddpmctl.images import to_uint8
 from ddpmctl.plans import Plan
-from ddpmctl.sampling import Model, generate
+from ddpmctl.ranks import ALONE, Ranks
+from ddpmctl.sampling import Generated, Model, generate, made_by_all
 
 
 def data_of(model: Model, path: Path, *, cache: bool = True, progress: Progress | None = None) -> ImageDataset:
@@ -69,17 +69,30 @@ def draw(
     batch_size: int,
     on_smaller: Callable[[int], object],
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """``n`` images of ``model`` as uint8 (N, C, H, W): those that ``ddpmctl sample`` makes with the same settings."""
-    images = torch.empty((n, *model.image_shape), dtype=torch.uint8)
-    walk = generate(
-        model.denoiser, model.image_shape, n, seed=seed, way=way, labels=labels,
-        device=model.device, batch_size=batch_size, on_smaller=on_smaller,
-    )  # fmt: skip
-    for numbers, state in walk:
-        if state.t == 0:
-            images[numbers.start : numbers.stop] = to_uint8(state.x_t).cpu()
-            progress(numbers.stop, n)
+    """``n`` images of ``model`` as uint8 (N, C, H, W): those that ``ddpmctl sample`` makes with the same settings.
+
+    Made by all ``ranks``, and complete in the one that leads.
+    """
+    images = torch.empty((n if ranks.leads else 0, *model.image_shape), dtype=torch.uint8)
+    at_once = batch_size
+
+    def smaller(size: int) -> None:
+        nonlocal at_once
+        at_once = size
+        on_smaller(size)
+
+    def walk(numbers: range) -> Iterator[Generated]:
+        return generate(
+            model.denoiser, model.image_shape, numbers, seed=seed, way=way, labels=labels,
+            device=model.device, batch_size=at_once, on_smaller=smaller,
+        )  # fmt: skip
+
+    for made in made_by_all(ranks, n, batch_size, walk, steps=1):
+        if made.pixels is not None:
+            images[made.images.start : made.images.stop] = made.pixels
+            progress(made.images.stop, n)
     return images
 
 

@@ -1,0 +1,208 @@
+"""Several processes train what one does, and one that dies takes nothing along: real processes, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpmctl.cli import main
+from helpers import write_images
+from runs import COMMAND, assert_whole, rows, state_of, steps_saved, train_process, wait_for
+
+SETTINGS = """\
+seed: 5
+device: cpu
+precision: fp32
+data: {size: 16, hflip: true, conditional: true, holdout: 0.1}
+diffusion: {timesteps: 20, t_sampling: importance, offset_noise: 0.1}
+model: {base_channels: 8, channel_mults: [1, 2], num_res_blocks: 1, attention_levels: [1], dropout: 0.0, norm_groups: 4,
+        label_dropout: 0.2}
+train: {steps: 50, batch_size: 7, grad_accum: 2, lr: 2e-4, save_every: 1000, sample_every: 0, samples: 2, sample_steps: 2,
+        log_every: 5, val_every: 20}
+"""
+"""A batch that neither 2 nor 4 divide, in parts, and a draw of every kind."""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> list[str]:
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    return [str(write_images(tmp_path / "photos", count=20)), "-c", str(tmp_path / "settings.yaml")]
+
+
+def assert_close(run: Path, other: Path) -> None:
+    """The last checkpoints hold the same to 1e-5, and the metrics to their digits."""
+    last = steps_saved(run)[-1]
+    assert steps_saved(other)[-1] == last
+    a, b = state_of(run, last), state_of(other, last)
+    for part in ("net", "ema"):
+        one, two = (state[part].get("net", state[part]) for state in (a, b))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    for row, same in zip(rows(run), rows(other), strict=True):
+        for key in ("step", "epoch", "skipped", "lr"):
+            assert row[key] == same[key]
+        assert float(row["loss"]) == pytest.approx(float(same["loss"]), abs=1e-4)
+
+
+def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
+    """Rank -> process, of those that ``launcher`` has started."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    found = {}
+    for child in children:
+        rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", Path(f"/proc/{child}/environ").read_bytes())
+        if rank:
+            found[int(rank[1])] = int(child)
+    return found
+
+
+@contextmanager
+def torchrun(count: int, restarts: int, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """``torchrun ... -m ddpmctl``; ended with all that it started when the block ends."""
+    words = ["--standalone", "--nproc-per-node", str(count), "--max-restarts", str(restarts), *map(str, arguments)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        left = ranks_of(process).values() if process.poll() is None else ()
+        for pid in (*left, *([process.pid] if process.poll() is None else ())):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
+
+
+@linux
+def test_a_signal_to_any_process_stops_all_and_any_number_of_them_goes_on_as_one_would(base: list[str]) -> None:
+    assert main(["train", *base, "-q", "--out", "one"]) == 0
+    with train_process(*base, "--out", "two", "--devices", "cpu,cpu") as launcher:
+        wait_for(lambda: Path("two/metrics.csv").exists() and len(rows(Path("two"))) > 2, launcher)
+        os.kill(ranks_of(launcher)[1], signal.SIGTERM)
+        printed = launcher.communicate(timeout=60)[0]
+    assert launcher.returncode == 75, printed
+    assert "by SIGTERM, saved" in printed and printed.count("stopped at") == 1
+    [stopped] = steps_saved(Path("two"))
+    assert 10 < stopped < 50
+    shutil.copytree("two", "four")
+    assert main(["train", *base, "-q", "--out", "two", "--resume"]) == 0
+    assert_close(Path("one"), Path("two"))
+    again = subprocess.run([*COMMAND, "train", "--resume", "four", "--devices", "cpu,cpu,cpu,cpu"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"resumed    from step {stopped}" in again.stdout and again.stdout.count("resumed") == 1
+    assert_close(Path("one"), Path("four"))
+
+
+@linux
+def test_a_process_that_is_killed_ends_the_others_and_torchrun_goes_on_by_itself(base: list[str]) -> None:
+    endless = [*base, "--out", "run", "--set", "train.save_every=3", "--device", "cpu"]
+    with torchrun(2, 1, "-m", "ddpmctl", "train", *endless) as agent:
+        wait_for(lambda: Path("run/checkpoints").exists() and steps_saved(Path("run")), agent)
+        os.kill(ranks_of(agent)[1], signal.SIGKILL)
+        printed = agent.communicate(timeout=120)[0]
+    assert agent.returncode == 0, printed
+    assert printed.count("error: another process of this job has ended") == 1, printed
+    assert re.search(r"resumed +from step \d", printed) and "done: run" in printed, printed
+    assert_whole(Path("run"))
+    assert main(["train", *base, "-q", "--out", "whole", "--set", "train.save_every=3"]) == 0
+    assert_close(Path("whole"), Path("run"))
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_whoever_is_killed_the_rest_ends_with_one_line_and_the_run_goes_on(base: list[str], victim: int) -> None:
+    with train_process(*base, "--out", "run", "--steps", "100000", "--set", "train.save_every=3", "--devices", "cpu,cpu,cpu") as launcher:
+        wait_for(lambda: Path("run/checkpoints").exists() and steps_saved(Path("run")), launcher)
+        processes = ranks_of(launcher)
+        os.kill(processes[victim], signal.SIGKILL)
+        printed = launcher.communicate(timeout=60)[0]
+    assert launcher.returncode == 8, printed
+    assert printed.count("error:") == 1 and "another process of this job has ended" in printed, printed
+    assert f"process {victim} of 3 was ended by SIGKILL" in printed
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes.values())
+    assert_whole(Path("run"))
+    assert main(["train", "--resume", "run", "-q", "--steps", str(steps_saved(Path("run"))[-1] + 2)]) == 0
+
+
+DRIVER = """\
+import os, sys
+from ddpmctl import training
+from ddpmctl.cli import main
+
+plain, tried = training.denoising_loss, []
+
+def spoilt(denoiser, x0, *args, **options):
+    step = STATE[0].step + 1
+    last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    if last and step == 4 and not tried:
+        tried.append(step)
+        raise MemoryError
+    loss = plain(denoiser, x0, *args, **options)
+    return loss * float("nan") if last and 8 <= step <= 10 and not STATE[0].rollbacks else loss
+
+STATE, gradients = [None], training.add_gradients
+
+def noted(state, *args):
+    STATE[0] = state
+    return gradients(state, *args)
+
+training.denoising_loss, training.add_gradients = spoilt, noted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_goes_wrong_in_one_process_is_decided_alike_in_all(base: list[str]) -> None:
+    """The last one runs out of memory once, and later its loss is no number, until the run goes back."""
+    Path("driver.py").write_text(DRIVER)
+    words = ["train", *base, "--steps", "14", "--set", "train.bad_steps=3", "--set", "train.save_every=5", "--set", "train.grad_accum=1"]
+    one = subprocess.run([sys.executable, "driver.py", *words, "--out", "one"], capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr
+    with torchrun(2, 0, "driver.py", *words, "--out", "two") as agent:
+        printed = agent.communicate(timeout=120)[0]
+    assert agent.returncode == 0, printed
+    for text in (one.stderr, printed):
+        assert text.count("out of memory") == 1 and text.count("back to step 5 with half the lr, 1 of 3 times") == 1, text
+    assert state_of(Path("two"), 14)["rollbacks"] == 1
+    assert_close(Path("one"), Path("two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["x.npz", "x.gif", "x/"])
+def test_several_processes_make_the_same_images(trained: Path, out: str) -> None:
+    for count in (1, 3):
+        words = ["sample", trained, "-n", "7", "--batch-size", "2", "--sampler", "ddpm", "-q", "-o", f"{count}-{out}"]
+        done = subprocess.run([*COMMAND, *map(str, words), "--devices", ",".join(["cpu"] * count)], capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stdout + done.stderr, done
+    files = [sorted(p for p in Path().rglob("*") if p.is_file() and str(p).startswith(f"{count}-")) for count in (1, 3)]
+    assert len(files[0]) == len(files[1]) > 0
+    for one, three in zip(*files, strict=True):
+        assert one.read_bytes() == three.read_bytes()
+
+
+@pytest.mark.slow
+def test_several_processes_evaluate_as_one_does(trained: Path) -> None:
+    import json
+
+    pytest.importorskip("torch_fidelity")
+    found = []
+    for devices in ("cpu", "cpu,cpu"):
+        words = ["evaluate", trained, trained.parent / "photos", "-n", "12", "--batch-size", "4", "--json", "--devices", devices]
+        done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0]["distances"]["frechet"] == pytest.approx(found[1]["distances"]["frechet"], rel=1e-3)
+    assert found[0]["made_with"] == found[1]["made_with"]
