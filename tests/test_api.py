@@ -212,16 +212,3 @@ def test_notices_go_to_the_log(photos: Path, monkeypatch: pytest.MonkeyPatch, ca
     with caplog.at_level(logging.WARNING, "ddpmctl"):
         ddpmctl.train(photos, out="run", **SMALL)
     assert any("loss.png: full" in record.message for record in caplog.records)
-
-
-def test_what_the_page_shows_runs(trained: Path, trained_classes: Path) -> None:
-    write_images(Path("photos"))
-    Path("runs").mkdir()
-    Path("runs/photos").symlink_to(trained)
-    Path("runs/classes").symlink_to(trained_classes)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) >= 8
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "docs/api.md", "exec"), names)
-    assert steps_saved(Path("runs/small"))[-1] == 35
