@@ -112,9 +112,16 @@ def main() -> None:
                 wait()
                 calls += 1
             taken = (time.perf_counter() - start) / calls
-            unit = 1 if sys.platform == "darwin" else 1024
-            memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            memory = torch.cuda.max_memory_allocated() if cuda else peak_memory()
             print(taken, memory, flush=True)
+
+
+def peak_memory() -> int:
+    """The most main memory that this process has had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the process had that started this one
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def without_gradients(name: str) -> torch.inference_mode:

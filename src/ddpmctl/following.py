@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ddpmctl.build import compiling
@@ -51,8 +52,8 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     if dataset.fingerprint != fingerprint:
         raise DataError(f"{path}: not the images that process 0 has", "give all machines the same, such as one shared folder")
     state, denoiser, batches, *_ = new_learner(config, dataset, device)
-    steps = train_steps(state, denoiser, batches, config, ranks)
-    with compiling(state.net, config.train.compile):
+    steps, begun = train_steps(state, denoiser, batches, config, ranks), False
+    with ExitStack() as training:
         while True:
             word, parts = ranks.listen()
             if word == Word.END:
@@ -62,6 +63,8 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
                 continue
             ranks.asked, state.parts = asked(), parts
             if word == Word.STEP:
+                if not begun:  # as in the process that leads, the trial before is not compiled
+                    begun = training.enter_context(compiling(state.net, config.train.compile)) is None
                 next(steps)
             else:
                 room = room_for_moments(state)

@@ -59,9 +59,9 @@ class Order:
             layers.append(Layer({"data.path": str(data)}, {"data.path": "DATA"}))
         return cls(data, out, [*layers, given], **switches)
 
-    def after(self, restarts: int) -> Order:
-        """What it means once torchrun has started the job again: to go on with the run that it began."""
-        return replace(self, resume=True, overwrite=False) if restarts and _folder(self).is_run() else self
+    def after(self, begun: bool) -> Order:
+        """What it means once torchrun has started the job again: to go on with the run that it has ``begun``, if it has."""
+        return replace(self, resume=True, overwrite=False) if begun and _folder(self).is_run() else self
 
 
 @dataclass(frozen=True)

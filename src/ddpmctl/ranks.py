@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddpmctl.errors import ConfigError, DeviceError, RanksError
+from ddpmctl.memory import out_of_memory
 from ddpmctl.started import Started
 
 PATIENCE = timedelta(days=7)
@@ -54,8 +55,8 @@ class Ranks:
     What is said between processes goes over gloo, which notices at once when one ends; gradients go over NCCL on GPUs.
     """
 
-    def __init__(self, started: Started = Started(), store: Any = None) -> None:
-        self.started, self._store = started, store
+    def __init__(self, started: Started = Started(), store: Any = None, job: Any = None) -> None:
+        self.started, self._store, self._job = started, store, job
         self.rank, self.world = started.rank, started.world
         self.asked = 0
         """The signal by which this process was asked to stop, or 0."""
@@ -63,6 +64,15 @@ class Ranks:
         self._gradients: Any = None
         # What has started them: without it nobody could stop them.
         self._parent = os.getppid() if started.watched else None
+
+    def note(self, what: str) -> None:
+        """Keep in mind ``what`` this job has done, for when torchrun starts it again."""
+        if self._job is not None:
+            self._job.set(f"ddpmctl/noted/{what}", "")
+
+    def noted(self, what: str) -> bool:
+        """Whether this job has noted ``what``, before it was started again."""
+        return self._job is not None and bool(self._job.check([f"ddpmctl/noted/{what}"]))
 
     @property
     def leads(self) -> bool:
@@ -86,7 +96,10 @@ class Ranks:
         if device.type != kind:
             raise DeviceError(f"device {device}, where process 0 has {kind}", "give --device cpu, or GPUs to all")
         if kind == "cuda":
-            torch.cuda.set_device(device)
+            try:
+                torch.cuda.set_device(device)
+            except RuntimeError as error:
+                raise DeviceError(f"device {device}: not on this machine", "name others with --devices, or give all") from error
         with self._others():
             self._gradients = dist.new_group(backend="nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
         return device
@@ -103,7 +116,9 @@ class Ranks:
             return torch.device("cpu")
         if name not in ("auto", "cuda"):
             raise ConfigError(f"device {name}: one device, and there are {self.world} processes",
-                              "leave --device out, or give auto, cuda or cpu; --devices 0,1 names one for each")  # fmt: skip
+                              "give --device auto, cuda or cpu; --devices 0,1 names one for each")  # fmt: skip
+        if here > gpus == 1 and os.environ.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0:
+            return torch.device("cuda", 0)  # each process is shown one of its own, as srun --gpus-per-task does
         if here > gpus:
             raise DeviceError(f"{here} processes on this machine, and {gpus} GPUs",
                               f"start {gpus} (torchrun --nproc-per-node {gpus}), or give --device cpu" if gpus
@@ -220,6 +235,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())
             late = "imed out" in reason
             raise RanksError(
@@ -239,21 +256,32 @@ def joined(started: Started) -> Iterator[Ranks]:
     Raises :class:`RanksError` where they cannot be reached.
     """
     if not started.several:
-        yield ALONE
+        yield Ranks(started, job=_job(started))
         return
     if not dist.is_available():
         raise RanksError("this PyTorch was built without torch.distributed", "install one that has it, or use one process")
     try:
         rank, world = started.rank, started.world
-        corner = _corner(_store(started), rank, world)
+        job = _store(started)
+        corner = _corner(job, rank, world)
         dist.init_process_group("gloo", store=corner, rank=rank, world_size=world, timeout=TIMEOUT)
-        ranks = Ranks(started, corner)
+        ranks = Ranks(started, corner, job)
     except (RuntimeError, ValueError) as error:
         raise _unreachable(error) from error
     yield ranks
     with suppress(RanksError):  # all is done: who leaves first does not matter
         ranks.wait()
     dist.destroy_process_group()
+
+
+def _job(started: Started) -> Any:
+    """What torchrun keeps for a process that is alone; None where it cannot be had, and without torchrun."""
+    if not started.watched or not dist.is_available():
+        return None
+    try:
+        return _store(started)
+    except (KeyError, ValueError, RuntimeError):
+        return None
 
 
 def _store(started: Started) -> Any:

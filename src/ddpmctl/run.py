@@ -139,12 +139,14 @@ class Run:
     def _look(self) -> bool:
         """Take in what the steps since the last look came to; False where the run cannot go on from here."""
         looked, self._unread = self._unread, []
+        if not looked:
+            return True
         for done in looked:
             self._watch.add(done)
             self._window.add(done)
             if self._watch.diverged():
                 return False
-        if looked and not self.state.sound():
+        if not self.state.sound():
             self._watch.add_overflow()
         return not self._watch.diverged()
 

@@ -122,6 +122,19 @@ def test_a_process_that_is_killed_ends_the_others_and_torchrun_goes_on_by_itself
 
 
 @linux
+@pytest.mark.parametrize("flags", [[], ["--overwrite", "--set", "train.batch_size=1"]])
+def test_torchrun_starting_again_leaves_alone_what_its_job_has_not_begun(base: list[str], flags: list[str]) -> None:
+    """An older run in the place of the new one: refused at first, or kept by what fails before it would be replaced."""
+    assert main(["train", *base, "-q", "--out", "run", "--steps", "2"]) == 0
+    before = {file: file.stat().st_mtime_ns for file in Path("run").rglob("*.pt")}
+    with torchrun(2, 1, "-m", "ddpmctl", "train", *base, "--out", "run", "--device", "cpu", *flags) as agent:
+        printed = agent.communicate(timeout=120)[0]
+    assert agent.returncode != 0 and "resumed" not in printed, printed
+    assert printed.count("run: exists" if not flags else "fewer images than the 2 processes") == 2, printed
+    assert {file: file.stat().st_mtime_ns for file in Path("run").rglob("*.pt")} == before
+
+
+@linux
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_whoever_is_killed_the_rest_ends_with_one_line_and_the_run_goes_on(base: list[str], victim: int) -> None:

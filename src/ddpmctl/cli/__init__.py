@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -32,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     process.tune()
     together.remember(args)
-    code = _answered(args)
+    try:
+        code = _answered(args)
+    except Exception:
+        if together.several():
+            traceback.print_exc()
+            together.leave(Exit.BUG)
+        raise
     together.leave(code)
     return code
 

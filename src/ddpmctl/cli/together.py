@@ -49,11 +49,18 @@ def joined() -> Iterator[Ranks]:
     """This process among all of its job. Within it, and after, the first to fail says why, and no other does."""
     from ddpmctl import ranks
 
+    if follows():  # what only this one meets before it has joined the others, it says itself
+        console.give_voice(lambda: f"process {os.environ['RANK']}")
     with ranks.joined(how_started()) as mine:
         if mine.world > 1:
             _Process.joined = True
             console.give_voice(lambda: ("" if mine.leads else mine.name()) if mine.speaks() else None)
         yield mine
+
+
+def several() -> bool:
+    """Whether this process has joined others."""
+    return _Process.joined
 
 
 def leave(code: int) -> None:
@@ -148,5 +155,7 @@ def _run(count: int) -> int:
     for rank, code in failed.items():
         if code < 0 and -code != signal.SIGTERM:  # which ends the others once one has failed
             console.warn(f"process {rank} of {count} was ended by {signal.Signals(-code).name}")
-    code = failed.get(0, next(iter(failed.values()), 0))
+    # Of those that only say that another one has ended, none is the reason.
+    reasons = [code for code in failed.values() if code > 0 and code != Exit.RANKS]
+    code = reasons[0] if reasons else failed.get(0, next(iter(failed.values()), 0))
     return code if code >= 0 else Exit.RANKS

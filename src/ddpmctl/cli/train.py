@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddpmctl.ranks import Ranks
     from ddpmctl.run import Run
 
+_BEGUN = "begun"
 _DIFFUSION, _RUNNING = "What is learned", "The run"
 
 
@@ -83,7 +84,7 @@ def train(
             _follow(ranks, each)
             return 0
         order = Order.of(data, out, config, flags, resume=resume, force=force, overwrite=overwrite)
-        order = order if dry_run else order.after(ranks.started.restarts)
+        order = order if dry_run else order.after(ranks.noted(_BEGUN))
         voice = Voice(console.note, console.warn, console.reading)
         with launched(order, voice, dry=dry_run, ranks=ranks, devices=each) as run:
             code = _go(run, order, voice, began + max_time if max_time else None, shown, dry_run=dry_run)
@@ -113,6 +114,7 @@ def _go(run: Run, order: Order, voice: Voice, deadline: float | None, show: Show
         console.note(f"nothing to do: the run has {run.state.step:,} steps; ask for more with --steps")
         return 0
     begin(run, order, voice)
+    run.ranks.note(_BEGUN)  # an older run in that place is none of this job's, and stays what it was
     return _train(run, deadline, show)
 
 
