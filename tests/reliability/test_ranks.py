@@ -122,7 +122,7 @@ def test_a_process_that_is_killed_ends_the_others_and_torchrun_goes_on_by_itself
 
 
 @linux
-@pytest.mark.parametrize("flags", [[], ["--overwrite", "--set", "train.batch_size=1"]])
+@pytest.mark.parametrize("flags", [[], ["--overwrite", "--set", "train.batch_size=1", "--set", "train.grad_accum=1"]])
 def test_torchrun_starting_again_leaves_alone_what_its_job_has_not_begun(base: list[str], flags: list[str]) -> None:
     """An older run in the place of the new one: refused at first, or kept by what fails before it would be replaced."""
     assert main(["train", *base, "-q", "--out", "run", "--steps", "2"]) == 0

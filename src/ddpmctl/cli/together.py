@@ -49,9 +49,10 @@ def joined() -> Iterator[Ranks]:
     """This process among all of its job. Within it, and after, the first to fail says why, and no other does."""
     from ddpmctl import ranks
 
-    if follows():  # what only this one meets before it has joined the others, it says itself
-        console.give_voice(lambda: f"process {os.environ['RANK']}")
-    with ranks.joined(how_started()) as mine:
+    started = how_started()
+    if started.rank:  # what only this one meets before it has joined the others, it says itself
+        console.give_voice(lambda: f"process {started.rank}")
+    with ranks.joined(started) as mine:
         if mine.world > 1:
             _Process.joined = True
             console.give_voice(lambda: ("" if mine.leads else mine.name()) if mine.speaks() else None)
