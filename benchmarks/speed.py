@@ -3,7 +3,7 @@
     make bench                            (sets up, then runs this: about half an hour on two cores)
     python benchmarks/speed.py --small    (a minute or two, on small networks: to see that it runs)
 
-Everybody runs in a process of his own and is timed by turns; numbers are medians. Peers come with the extra ``bench``.
+Everybody is timed by turns, trainers in processes of their own; numbers are medians. Peers come with the extra ``bench``.
 Ratios are what counts: the seconds of another machine are others.
 """
 
