@@ -61,7 +61,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/speed.py --out benchmarks/RESULTS.md $(BENCH_FLAGS)
 
 docs: $(READY)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m mkdocs build --strict
+	PATH="$$(cd "$(BIN)" && pwd):$$PATH" $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(DEMO) demo.png site
