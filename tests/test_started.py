@@ -17,6 +17,7 @@ from ddpmctl.config import RunConfig
 from ddpmctl.core.samplers import SampleStep
 from ddpmctl.errors import ConfigError
 from ddpmctl.following import check
+from ddpmctl.meeting import joined
 from ddpmctl.parsing import parse_devices
 from ddpmctl.ranks import ALONE, Ranks
 from ddpmctl.sampling import Generated, Made, made_by_all
@@ -52,8 +53,26 @@ def test_the_environment_says_where_a_process_stands(monkeypatch: pytest.MonkeyP
     assert how_started() == Started()
     set_all(monkeypatch, **JOINED)
     assert how_started() == Started(rank=2, world=4, local_rank=0, local_world=2)
-    set_all(monkeypatch, TORCHELASTIC_RUN_ID="x", TORCHELASTIC_RESTART_COUNT="2", WORLD_SIZE="1", RANK="0")
-    assert how_started() == Started(restarts=2, by_torchrun=True)
+    alone = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "1", "RANK": "0"}
+    set_all(monkeypatch, **alone)
+    assert how_started() == Started(by_torchrun=True, watched=True)
+
+
+def test_one_process_alone_keeps_notes_with_torchrun_and_waits_for_none_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    for before in (False, True):
+        with joined(Started(watched=True)) as ranks:
+            assert ranks.noted("begun") == before
+            ranks.note("begun")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    for started in (Started(watched=True), Started()):
+        with joined(started) as ranks:
+            ranks.note("begun")
+            assert ranks.leads and not ranks.noted("begun")
 
 
 @pytest.mark.parametrize(

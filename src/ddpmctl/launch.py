@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpmctl.boards import Boards, check_boards
-from ddpmctl.build import precision_name, resolve_device, resolve_precision
+from ddpmctl.build import precision_name, resolve_precision
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.named import whole
@@ -223,7 +223,7 @@ def _prepare(
 ) -> Run:  # fmt: skip
     """Load the images, build the run, and take over the checkpoint to go on from or to start with."""
     check(config, ranks.world)
-    device = ranks.device(ranks.share(config.device), devices) if ranks.world > 1 else resolve_device(config.device)
+    device = ranks.device(ranks.share(config.device), devices)
     # Pinned, so that a resumed run computes as it began.
     precision = precision_name(resolve_precision(config.precision, device))
     dataset = _load(config, folder if order.resume else None, voice)

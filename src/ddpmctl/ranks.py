@@ -11,11 +11,8 @@ import os
 import pickle
 import platform
 import signal
-import socket
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -24,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddpmctl.build import resolve_device
 from ddpmctl.errors import ConfigError, DeviceError, RanksError
 from ddpmctl.memory import out_of_memory
 from ddpmctl.started import Started
@@ -90,16 +88,13 @@ class Ranks:
         they cannot have one each, or not all of a kind.
         """
         if self.world == 1:
-            return torch.device(name)
+            return resolve_device(devices[0] if devices else name)
         device = self._own_device(name, devices)
         kind = self.share(device.type)
         if device.type != kind:
             raise DeviceError(f"device {device}, where process 0 has {kind}", "give --device cpu, or GPUs to all")
         if kind == "cuda":
-            try:
-                torch.cuda.set_device(device)
-            except RuntimeError as error:
-                raise DeviceError(f"device {device}: not on this machine", "name others with --devices, or give all") from error
+            torch.cuda.set_device(device)
         with self._others():
             self._gradients = dist.new_group(backend="nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
         return device
@@ -111,7 +106,7 @@ class Ranks:
             if len(devices) != here:
                 raise ConfigError(f"--devices names {len(devices)}, and there are {here} processes on this machine",
                                   "name one for each, or leave --devices out")  # fmt: skip
-            return torch.device(devices[local])
+            return resolve_device(devices[local])
         if name == "cpu" or (name == "auto" and not gpus):
             return torch.device("cpu")
         if name not in ("auto", "cuda"):
@@ -247,113 +242,6 @@ class Ranks:
 
 ALONE = Ranks()
 """The only process there is."""
-
-
-@contextmanager
-def joined(started: Started) -> Iterator[Ranks]:
-    """This process among those that it was started with, until the block ends well.
-
-    Raises :class:`RanksError` where they cannot be reached.
-    """
-    if not started.several:
-        yield Ranks(started, job=_job(started))
-        return
-    if not dist.is_available():
-        raise RanksError("this PyTorch was built without torch.distributed", "install one that has it, or use one process")
-    try:
-        rank, world = started.rank, started.world
-        job = _store(started)
-        corner = _corner(job, rank, world)
-        dist.init_process_group("gloo", store=corner, rank=rank, world_size=world, timeout=TIMEOUT)
-        ranks = Ranks(started, corner, job)
-    except (RuntimeError, ValueError) as error:
-        raise _unreachable(error) from error
-    yield ranks
-    with suppress(RanksError):  # all is done: who leaves first does not matter
-        ranks.wait()
-    dist.destroy_process_group()
-
-
-def _job(started: Started) -> Any:
-    """What torchrun keeps for a process that is alone; None where it cannot be had, and without torchrun."""
-    if not started.watched or not dist.is_available():
-        return None
-    try:
-        return _store(started)
-    except (KeyError, ValueError, RuntimeError):
-        return None
-
-
-def _store(started: Started) -> Any:
-    """Where all processes find each other: kept by process 0, unless torchrun does. Raises ``RuntimeError``."""
-    keeps = started.rank == 0 and not started.watched
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    for _ in _until_late():  # PyTorch's own waiting hears no signal, and writes its inside to stderr
-        if keeps or _listens(host, port):
-            break
-    return dist.TCPStore(host, port, is_master=keeps, timeout=TIMEOUT, wait_for_workers=False)  # type: ignore[attr-defined]
-
-
-def _listens(host: str, port: int) -> bool:
-    """Whether somebody does there."""
-    try:
-        socket.create_connection((host, port), timeout=10).close()
-    except OSError:
-        return False
-    return True
-
-
-def _corner(store: Any, rank: int, world: int) -> Any:
-    """A part of ``store`` for the processes of this start alone: torchrun keeps one over restarts, with what the dead wrote.
-
-    Raises ``RuntimeError`` where not all come.
-    """
-    name = f"ddpmctl/{uuid.uuid4().hex}"
-    corner = _call(store, rank, name) if rank else _answer(store, world, name)
-    return dist.PrefixStore(corner, store)  # type: ignore[attr-defined]
-
-
-def _call(store: Any, rank: int, name: str) -> str:
-    """Call process 0 by a ``name`` that was never used before, so that what it answers is no old answer."""
-    store.set(f"ddpmctl/here/{rank}", name)
-    for _ in _until_late():
-        if store.check([f"{name}/answer"]):
-            break
-    corner: str = store.get(f"{name}/answer").decode()
-    store.set(f"{corner}/in/{rank}", "")
-    return corner
-
-
-def _answer(store: Any, world: int, corner: str) -> str:
-    """Answer who calls with the name of the ``corner``, until all are there; calls of the dead are answered in vain."""
-    answered, missing = set[str](), set(range(1, world))
-    for _ in _until_late():
-        missing = {rank for rank in missing if not store.check([f"{corner}/in/{rank}"])}
-        if not missing:
-            break
-        here = [f"ddpmctl/here/{rank}" for rank in missing]
-        callers = {store.get(key).decode() for key in here if store.check([key])}
-        for caller in callers - answered:
-            store.set(f"{caller}/answer", corner)
-        answered |= callers
-    return corner
-
-
-def _until_late() -> Iterator[None]:
-    """A hundred times a second; raises ``RuntimeError`` when it is too late. Signals are heard in between."""
-    end = time.monotonic() + TIMEOUT.total_seconds()
-    while time.monotonic() < end:
-        yield
-        time.sleep(0.01)
-    raise RuntimeError(f"not all came within {TIMEOUT.total_seconds() // 60:.0f} minutes")
-
-
-def _unreachable(error: Exception) -> RanksError:
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    if "EADDRINUSE" in str(error) or "in use" in str(error):
-        return RanksError(f"{place}: the port is in use", "give another MASTER_PORT; torchrun --standalone finds one by itself")
-    return RanksError(f"{place}: the other processes cannot be reached: {' '.join(str(error).split())[:160]}",
-                      "check MASTER_ADDR, and that as many processes were started as WORLD_SIZE says")  # fmt: skip
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -15,7 +15,7 @@ _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 class Started(NamedTuple):
     """Process ``rank`` of ``world``, and ``local_rank`` of the ``local_world`` on this machine, all from 0.
 
-    ``restarts``: how often torchrun has started the job again. ``by_torchrun``: whether it was torchrun at all.
+    ``by_torchrun``: whether torchrun started them.
     ``watched``: whether the process that started this one, torchrun or ``--devices``, waits for it, and keeps PyTorch's store.
     """
 
@@ -23,7 +23,6 @@ class Started(NamedTuple):
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    restarts: int = 0
     by_torchrun: bool = False
     watched: bool = False
 
@@ -39,9 +38,9 @@ def how_started() -> Started:
     if world < 1:
         raise ConfigError(f"WORLD_SIZE={world}: must be at least 1", _advice())
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    restarts = _number("TORCHELASTIC_RESTART_COUNT", 0) if by_torchrun else 0
+    watched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     if world == 1:
-        return Started(restarts=restarts, by_torchrun=by_torchrun)
+        return Started(by_torchrun=by_torchrun, watched=watched)
     missing = [name for name in _NEEDED if not os.environ.get(name)]
     if missing:
         raise ConfigError(f"WORLD_SIZE={world}, but no {', '.join(missing)}: no way to the other processes", _advice())
@@ -55,8 +54,7 @@ def how_started() -> Started:
     local_world = _number("LOCAL_WORLD_SIZE", local_rank + 1 if "LOCAL_RANK" in os.environ else world)
     if not 0 <= local_rank < local_world <= world:
         raise ConfigError(f"LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_world}: not possible", _advice())
-    watched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    return Started(rank, world, local_rank, local_world, restarts, by_torchrun, watched)
+    return Started(rank, world, local_rank, local_world, by_torchrun, watched)
 
 
 def _number(name: str, default: int) -> int:

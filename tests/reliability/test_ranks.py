@@ -122,6 +122,17 @@ def test_a_process_that_is_killed_ends_the_others_and_torchrun_goes_on_by_itself
 
 
 @linux
+def test_one_process_that_torchrun_starts_again_goes_on_with_its_run(base: list[str]) -> None:
+    with torchrun(1, 1, "-m", "ddpmctl", "train", *base, "--out", "run", "--set", "train.save_every=3", "--device", "cpu") as agent:
+        wait_for(lambda: Path("run/checkpoints").exists() and steps_saved(Path("run")), agent)
+        os.kill(ranks_of(agent)[0], signal.SIGKILL)
+        printed = agent.communicate(timeout=120)[0]
+    assert agent.returncode == 0, printed
+    assert re.search(r"resumed +from step \d", printed) and "done: run" in printed, printed
+    assert_whole(Path("run"))
+
+
+@linux
 @pytest.mark.parametrize("flags", [[], ["--overwrite", "--set", "train.batch_size=1", "--set", "train.grad_accum=1"]])
 def test_torchrun_starting_again_leaves_alone_what_its_job_has_not_begun(base: list[str], flags: list[str]) -> None:
     """An older run in the place of the new one: refused at first, or kept by what fails before it would be replaced."""

@@ -47,12 +47,12 @@ def follows() -> bool:
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """This process among all of its job. Within it, and after, the first to fail says why, and no other does."""
-    from ddpmctl import ranks
+    from ddpmctl import meeting
 
     started = how_started()
     if started.rank:  # what only this one meets before it has joined the others, it says itself
         console.give_voice(lambda: f"process {started.rank}")
-    with ranks.joined(started) as mine:
+    with meeting.joined(started) as mine:
         if mine.world > 1:
             _Process.joined = True
             console.give_voice(lambda: ("" if mine.leads else mine.name()) if mine.speaks() else None)
@@ -97,10 +97,7 @@ def devices_of(text: str | None, device: str | None) -> tuple[str, ...]:
 
 def place_of(ranks: Ranks, device: str | None, devices: tuple[str, ...]) -> torch.device:
     """The device of this process, by ``--device`` and ``--devices``. Raises as :meth:`Ranks.device` does."""
-    from ddpmctl.build import resolve_device
-
-    name = devices[0] if len(devices) == 1 else device or "auto"
-    return ranks.device(name, devices) if ranks.world > 1 else resolve_device(name)
+    return ranks.device(device or "auto", devices)
 
 
 def spread_over(devices: tuple[str, ...]) -> int | None:
