@@ -12,7 +12,7 @@ import typer
 from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_guidance
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Devices, Quiet, choices, complete, reading, switch, tell_model, weights_text
-from ddpmctl.cli.together import devices_of, joined, place_of, spread_over
+from ddpmctl.cli.together import devices_of, joined, spread_over
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
 _FEWEST, _MOST = 5, 200_000
@@ -83,7 +83,7 @@ def evaluate(
     from ddpmctl.evaluation.sets import Extractor
 
     with joined() as ranks:
-        target = place_of(ranks, device, each)
+        target = ranks.device(device or "auto", each)
         if two_sets:
             if ranks.leads:
                 extractor = Extractor(features, target, feature_weights, batch_size)

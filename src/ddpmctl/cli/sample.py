@@ -24,7 +24,7 @@ from ddpmctl.cli.options import (
 )
 from ddpmctl.cli.showing import shower
 from ddpmctl.cli.starting import FRAMES, RESAMPLE, STRENGTH, beginning
-from ddpmctl.cli.together import devices_of, follows, joined, place_of, spread_over
+from ddpmctl.cli.together import devices_of, follows, joined, spread_over
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def sample(
     if code is not None:
         return code
     with joined() as ranks:
-        place = place_of(ranks, device, each)
+        place = ranks.device(device or "auto", each)
         with naming_a_good_one():
             file = ranks.share(checkpoint_in(ckpt) if ranks.leads else None)
             model = load_model(file, str(place), weights=weights, ema_length=ema_length, threshold=threshold, precision=precision,

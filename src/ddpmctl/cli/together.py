@@ -17,8 +17,6 @@ from ddpmctl.parsing import parse_devices
 from ddpmctl.started import how_started
 
 if TYPE_CHECKING:
-    import torch
-
     from ddpmctl.ranks import Ranks
 
 COMMANDS = ("train", "sample", "evaluate")
@@ -95,11 +93,6 @@ def devices_of(text: str | None, device: str | None) -> tuple[str, ...]:
     return names
 
 
-def place_of(ranks: Ranks, device: str | None, devices: tuple[str, ...]) -> torch.device:
-    """The device of this process, by ``--device`` and ``--devices``. Raises as :meth:`Ranks.device` does."""
-    return ranks.device(device or "auto", devices)
-
-
 def spread_over(devices: tuple[str, ...]) -> int | None:
     """The same command in a process for each of ``devices``, and their exit code; None: this is one of those, or alone."""
     if len(devices) < 2 or how_started().several:
@@ -125,7 +118,7 @@ def _run(count: int) -> int:
     threads = max(1, (os.cpu_count() or 1) // count)
     shared = {
         "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
-        "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or threads,
     }  # fmt: skip
     envs = {i: {key: str(value) for key, value in {**shared, "RANK": i, "LOCAL_RANK": i}.items()} for i in range(count)}
