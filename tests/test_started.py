@@ -127,7 +127,7 @@ def test_images_come_in_order_whoever_makes_them(every_state: bool) -> None:
         walked: list[tuple[int, range]] = []
 
         def work(rank: int) -> list[Made]:
-            def walk(images: range) -> Iterator[Generated]:
+            def walk(images: range, *_: Any) -> Iterator[Generated]:
                 walked.append((rank, images))
                 for t in (2, 1, 0):
                     yield Generated(images, SampleStep(t, torch.full((len(images), 1, 2, 2), images.start / 10 - t / 100), *unused))

@@ -24,7 +24,7 @@ def replacing(path: Path, *, check: Callable[[Path], None] | None = None) -> Ite
     if path.exists() and not path.is_file():
         raise OSError(0, "a folder or device of that name is in the way")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".ddpmctl-{secrets.token_hex(6)}.tmp"
+    temporary = beside(path)
     file = temporary.open("xb")
     try:
         with file:
@@ -40,6 +40,11 @@ def replacing(path: Path, *, check: Callable[[Path], None] | None = None) -> Ite
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def beside(path: Path) -> Path:
+    """A name in the folder of ``path`` for what is to take its place; those that a crash leaves are known by it."""
+    return path.parent / f".ddpmctl-{secrets.token_hex(6)}.tmp"
 
 
 def there(path: Path) -> bool:

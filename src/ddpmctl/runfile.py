@@ -339,7 +339,7 @@ def check_size(config: RunConfig, size: tuple[int, int]) -> None:
     Raises :class:`ConfigError` that advises the nearest sizes, and padding, that do.
     """
     pad, patch, halvings = config.model.padding, config.model.patch, len(config.model.channel_mults) - 1
-    factor: int = patch * 2**halvings
+    factor = _factor(config)
 
     def fits(side: int, padding: int = pad) -> bool:
         return (side + 2 * padding) % factor == 0
@@ -365,12 +365,18 @@ def check_size(config: RunConfig, size: tuple[int, int]) -> None:
     )
 
 
+def _factor(config: RunConfig) -> int:
+    """What a side with its padding has to be a multiple of."""
+    factor: int = config.model.patch * 2 ** (len(config.model.channel_mults) - 1)
+    return factor
+
+
 def fitting_sizes(config: RunConfig, size: tuple[int, int]) -> list[str]:
     """The nearest sizes that divide by the patch and halve evenly, of those up to 4096, as ``--size`` takes them.
 
     Without ``size`` itself: none where that one does.
     """
-    pad, factor = config.model.padding, config.model.patch * 2 ** (len(config.model.channel_mults) - 1)
+    pad, factor = config.model.padding, _factor(config)
     lower, upper = [], []
     for side in size:
         down, up = range(side, 0, -1), range(side, 4097)

@@ -281,18 +281,32 @@ class Made(NamedTuple):
 
 
 def made_by_all(
-    ranks: Ranks, n: int, batch_size: int, walk: Callable[[range], Iterator[Generated]], steps: int, *, every_state: bool = False
+    ranks: Ranks,
+    n: int,
+    batch_size: int,
+    walk: Callable[[range, int, Callable[[int], object]], Iterator[Generated]],
+    steps: int,
+    *,
+    every_state: bool = False,
+    on_smaller: Callable[[int], object] = lambda batch_size: None,
 ) -> Iterator[Made]:
     """``n`` images in order, ``batch_size`` at a time, by all processes in turn; only the one that leads yields any.
 
-    ``walk``: makes images of these numbers, in ``steps`` steps; ``every_state``: what is on the way has pixels too. To be
+    ``walk(images, batch_size, on_smaller)``: makes images of these numbers, in ``steps`` steps, as :func:`generate` does;
+    where it takes fewer at once, the next ones begin with as few. ``every_state``: what is on the way has pixels too. To be
     called in all processes; in memory is one batch, wherever it is made.
     """
-    size = min(batch_size, ranks.most(n))
+    size, at_once = min(batch_size, ranks.most(n)), batch_size
+
+    def smaller(fewer: int) -> None:
+        nonlocal at_once
+        at_once = fewer
+        on_smaller(fewer)
+
     for number, start in enumerate(range(0, n, size)):
         batch, whose = range(start, min(start + size, n)), number % ranks.world
         if whose == ranks.rank:
-            own = (_made(done, every_state) for done in walk(batch))
+            own = (_made(done, every_state) for done in walk(batch, at_once, smaller))
             if ranks.leads:
                 yield from own
             else:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+"""Those that ask a program to stop, as far as the system has them."""
 
 
 class StopFlag:
@@ -50,7 +51,7 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         # Python handles signals in the main thread only: elsewhere there is none to wait for.
-        names = _NAMES if threading.current_thread() is threading.main_thread() else ()
+        names = SIGNALS if threading.current_thread() is threading.main_thread() else ()
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         # What the caller ignores stays ignored: `nohup` and `command &` of a script ask for that.
         self._before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}

@@ -19,6 +19,7 @@ from ddpmctl.cli import console, together
 from ddpmctl.cli.app import app
 from ddpmctl.errors import DdpmctlError, Exit
 from ddpmctl.memory import out_of_memory
+from ddpmctl.stopping import SIGNALS
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _NO_NAMES = {errno.ENAMETOOLONG: "longer than names can be here", errno.ELOOP: "a link that leads to itself"}
@@ -117,7 +118,7 @@ def _signals_raised() -> Iterator[None]:
     What was ignored before (``nohup``) stays so. Python handles signals in the main thread only: elsewhere nothing changes.
     """
     main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if main_thread and hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in SIGNALS if name != "SIGINT" and main_thread and hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
 
     def handle(number: int, frame: FrameType | None) -> None:

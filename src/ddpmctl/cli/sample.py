@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,19 +175,17 @@ def _run(
     from ddpmctl.images import to_uint8
     from ddpmctl.sampling import Generated, generate, levels, made_by_all
 
-    job, done, finished, at_once = target.job, 0, 0, batch_size
+    job, done, finished = target.job, 0, 0
     n, schedule = job.n, model.denoiser.schedule
     grid = levels(schedule, way, course)
     states = course.states(grid)
     left_at = {t: left for left, t in enumerate(reversed(grid))}
 
-    def smaller(size: int) -> None:
-        nonlocal at_once
-        at_once = size
+    def on_smaller(size: int) -> None:
         console.warn(f"out of memory: going on with {size} images at once")
         bar.set_total(done + -(-(n - finished) // size) * states)
 
-    def walk(images: range) -> Iterator[Generated]:
+    def walk(images: range, at_once: int, smaller: Callable[[int], object]) -> Iterator[Generated]:
         return generate(
             model.denoiser, job.shape, images, seed=seed, way=way,
             device=model.device, course=course, labels=labels, batch_size=at_once, options=options, on_smaller=smaller,
@@ -198,7 +196,7 @@ def _run(
         noise = ImageNoise(seed, range(n), job.shape)
         target.add_state(range(n), job.steps, to_uint8(course.first(schedule, grid[0], range(n), noise)))
     with console.bar("sampling", -(-n // min(batch_size, ranks.most(n))) * states) as bar:
-        for made in made_by_all(ranks, n, batch_size, walk, states, every_state=every_state):
+        for made in made_by_all(ranks, n, batch_size, walk, states, every_state=every_state, on_smaller=on_smaller):
             done += made.steps
             if made.pixels is not None:
                 if every_state:  # of a level that comes more than once the last state stays

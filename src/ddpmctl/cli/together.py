@@ -15,14 +15,13 @@ from ddpmctl.cli import console
 from ddpmctl.errors import ConfigError, DeviceError, Exit
 from ddpmctl.parsing import parse_devices
 from ddpmctl.started import how_started
+from ddpmctl.stopping import SIGNALS
 
 if TYPE_CHECKING:
     from ddpmctl.ranks import Ranks
 
 COMMANDS = ("train", "sample", "evaluate")
 """Those that several processes share; of any other command the first process alone does something."""
-
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class _Process:
@@ -122,7 +121,7 @@ def _run(count: int) -> int:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or threads,
     }  # fmt: skip
     envs = {i: {key: str(value) for key, value in {**shared, "RANK": i, "LOCAL_RANK": i}.items()} for i in range(count)}
-    before = {n: signal.getsignal(n) for n in (getattr(signal, name) for name in _SIGNALS if hasattr(signal, name))}
+    before = {n: signal.getsignal(n) for n in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name))}
     with tempfile.TemporaryDirectory(prefix="ddpmctl-") as logs:
         context = start_processes(
             "ddpmctl", sys.executable, dict.fromkeys(range(count), ("-m", "ddpmctl", *_Process.args)), envs, DefaultLogsSpecs(logs)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_data_path
 
-from ddpmctl.data.formats import MAX_FILE_BYTES, BadImage
+from ddpmctl.data.formats import BadImage, read_file
 from ddpmctl.data.names import Named, read_name
 from ddpmctl.data.stamps import Stamp, stamp
 from ddpmctl.errors import DataError
@@ -128,7 +128,7 @@ def _of_torchvision(named: Named) -> Members:
     classes = [str(name) for name in data.classes] if row.classes and row.labels else None
     if row.files:
         files = dict(zip(_names(labels, classes, len(data)), row.files(data), strict=True))
-        return Members(sorted(files), lambda name: _file(files[name]), lambda name: stamp(str(files[name])))
+        return Members(sorted(files), lambda name: read_file(files[name]), lambda name: stamp(str(files[name])))
     return _rows(_names(labels, classes, len(data)), lambda number: _encoded(data[number][0]), Path(named.root).glob(row.rows), named)
 
 
@@ -184,7 +184,7 @@ def _of_hf(named: Named) -> Members:
         found = raw[number][image]
         if found is None:
             raise BadImage("no image")
-        return found["bytes"] or _file(found["path"])
+        return found["bytes"] or read_file(found["path"])
 
     return _rows(_names(numbers, classes, len(data)), read, (Path(file["filename"]) for file in data.cache_files), named)
 
@@ -208,13 +208,6 @@ def _rows(names: list[str], read: Callable[[int], bytes], files: Iterable[Path],
         return int(name.rpartition("/")[2])
 
     return Members(sorted(names), lambda name: read(number(name)), lambda name: (mark, *times, number(name)))
-
-
-def _file(path: str | Path) -> bytes:
-    with open(path, "rb") as stream:  # noqa: PTH123 - there may be a million
-        if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
-            raise BadImage(f"more than {MAX_FILE_BYTES // 2**20} MiB")
-        return stream.read()
 
 
 def _encoded(image: Image.Image) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import zipfile
 from collections.abc import Callable, Generator
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import Literal, TypeVar
 
 from ddpmctl.data.decode import quiet
-from ddpmctl.data.formats import MAX_FILE_BYTES, BadImage
+from ddpmctl.data.formats import BadImage, read_file
 from ddpmctl.data.pool import ordered_map
 from ddpmctl.data.records import Numbers
 from ddpmctl.data.scan import ZIP_FAULTS, Listing, because
@@ -82,10 +81,7 @@ class Reader:
                 return self._listing.source.read(name)
             if self._archive is not None:
                 return self._read_member(self._archive, self._listing.members[name])
-            with open(f"{self._listing.root}/{name}", "rb", buffering=0) as stream:  # noqa: PTH123 - there may be a million
-                if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
-                    raise BadImage(f"more than {MAX_FILE_BYTES // 2**20} MiB")
-                return stream.read(most) if most else stream.readall()
+            return read_file(f"{self._listing.root}/{name}", most)
         except ZIP_FAULTS as error:
             raise BadImage(because(error), lasting=not isinstance(error, OSError | MemoryError)) from error
 

@@ -76,20 +76,14 @@ def draw(
     Made by all ``ranks``, and complete in the one that leads.
     """
     images = torch.empty((n if ranks.leads else 0, *model.image_shape), dtype=torch.uint8)
-    at_once = batch_size
 
-    def smaller(size: int) -> None:
-        nonlocal at_once
-        at_once = size
-        on_smaller(size)
-
-    def walk(numbers: range) -> Iterator[Generated]:
+    def walk(numbers: range, at_once: int, smaller: Callable[[int], object]) -> Iterator[Generated]:
         return generate(
             model.denoiser, model.image_shape, numbers, seed=seed, way=way, labels=labels,
             device=model.device, batch_size=at_once, on_smaller=smaller,
         )  # fmt: skip
 
-    for made in made_by_all(ranks, n, batch_size, walk, steps=1):
+    for made in made_by_all(ranks, n, batch_size, walk, steps=1, on_smaller=on_smaller):
         if made.pixels is not None:
             images[made.images.start : made.images.stop] = made.pixels
             progress(made.images.stop, n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpmctl.errors import OutputError
-from ddpmctl.files import output_errors, replacing, sync_folder
+from ddpmctl.files import beside, output_errors, replacing, sync_folder
 
 
 def tensors_as_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -36,7 +35,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
             _replace_files({path / name: data for name, data in files.items()})
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = _beside(path)
+        new = beside(path)
         try:
             for name, data in files.items():
                 _write(new / name, data)
@@ -49,7 +48,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 def _replace_files(files: Mapping[Path, bytes]) -> None:
     """All of ``files`` at once, or none; folders that are missing are made."""
-    staged, aside = {file: _beside(file) for file in files}, dict[Path, Path]()
+    staged, aside = {file: beside(file) for file in files}, dict[Path, Path]()
     placed, made = list[Path](), list[Path]()
     try:
         for file, data in files.items():
@@ -61,7 +60,7 @@ def _replace_files(files: Mapping[Path, bytes]) -> None:
                 shutil.copymode(file, staged[file])
         for file in reversed(staged):
             if file.exists() or file.is_symlink():
-                aside[file] = _beside(file)
+                aside[file] = beside(file)
                 file.rename(aside[file])
         for file, new in staged.items():
             new.rename(file)
@@ -84,10 +83,6 @@ def _replace_files(files: Mapping[Path, bytes]) -> None:
 def _write(file: Path, data: bytes) -> None:
     with replacing(file, check=lambda _: None) as stream:
         stream.write(data)
-
-
-def _beside(path: Path) -> Path:
-    return path.parent / f".ddpmctl-{secrets.token_hex(6)}.tmp"
 
 
 def check_replaceable(path: Path, ours: Mapping[str, object]) -> None:
