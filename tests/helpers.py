@@ -59,3 +59,10 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int, int], b
         return loss
 
     monkeypatch.setattr(training, "add_gradients", spoilt)
+
+
+class Means(torch.nn.Module):
+    """Features of images in no time: sixteen numbers of each."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1), 4).flatten(1) / 128

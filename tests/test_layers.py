@@ -17,7 +17,7 @@ TOWER = [
     ("config", "runfile", "resume", "plans"),
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
-    ("build", "ranks", "meeting", "sheet", "outputs", "describe", "outline", "noise_demo", "interop"),
+    ("build", "ranks", "turns", "meeting", "sheet", "outputs", "describe", "outline", "noise_demo", "interop"),
     ("events", "keeping", "editing", "starting", "sampling", "training", "learner", "following", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
     ("api",),
     ("cli", "__main__"),

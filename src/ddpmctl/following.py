@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from ddpmctl.build import compiling
+from ddpmctl.build import build_denoiser, compiling
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.errors import ConfigError, DataError
+from ddpmctl.evaluation.scoring import Scoring
 from ddpmctl.learner import new_learner
+from ddpmctl.preview import Preview
 from ddpmctl.ranks import Ranks, Word
 from ddpmctl.training import add_gradients, room_for_moments, train_steps
 
@@ -51,7 +53,10 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     dataset = in_turn(ranks, lambda: load_images(config.data, path))
     if dataset.fingerprint != fingerprint:
         raise DataError(f"{path}: not the images that process 0 has", "give all machines the same, such as one shared folder")
-    state, denoiser, batches, *_ = new_learner(config, dataset, device)
+    state, denoiser, batches, _, autocast = new_learner(config, dataset, device)
+    shape, classes = (dataset.channels, *dataset.size), len(dataset.class_names)
+    average, grid = build_denoiser(config, state.ema.net, autocast), Preview(config, shape, classes, device)
+    scoring = Scoring(dataset, config.train.evaluate_samples, average, grid, ranks) if config.train.evaluate_every else None
     steps, begun = train_steps(state, denoiser, batches, config, ranks), False
     with ExitStack() as training:
         while True:
@@ -60,6 +65,10 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
                 return
             if word == Word.LOAD:
                 state.load_state_dict(ranks.share())
+                continue
+            if word in (Word.SAMPLES, Word.FEATURES):
+                assert scoring is not None
+                scoring.help(word)
                 continue
             ranks.asked, state.parts = asked(), parts
             if word == Word.STEP:

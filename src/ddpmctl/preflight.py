@@ -33,7 +33,7 @@ def preflight(run: Run) -> Iterator[Notice]:
     moments = room_for_moments(run.state)
     run.ranks.tell(Word.TRY, parts)
     add_gradients(run.state, run.denoiser, run.batches, run.config, buffers, run.ranks)
-    next(iter(run.grid.walk(run.average, run.config.train.samples, run.grid.steps)))
+    next(iter(run.grid.walk(run.average, range(run.config.train.samples), run.grid.steps)))
     del moments
     run.state.optimizer.zero_grad(set_to_none=True)
     restore(run.state.buffers, buffers)

@@ -25,13 +25,13 @@ class Preview:
         self.shape, self.classes, self.device = shape, classes, device
         self.batch_size = min(config.train.samples, config.train.batch_size)
 
-    def walk(self, denoiser: Denoiser, n: int, steps: int) -> Iterator[Generated]:
-        """Denoise the first ``n`` images of the grid; yields every step."""
-        labels = [i % self.classes for i in range(n)] if self.classes else None
+    def walk(self, denoiser: Denoiser, images: range, steps: int) -> Iterator[Generated]:
+        """Denoise the images of these numbers, which may be more than the grid shows; yields every step."""
+        labels = [i % self.classes for i in range(images.stop)] if self.classes else None
         way = USUAL[self.train.sampler]._replace(steps=steps)
         return generate(
-            denoiser, self.shape, n, seed=self.seed, way=way, device=self.device,
-            labels=labels, batch_size=min(n, self.batch_size), on_smaller=self._smaller,
+            denoiser, self.shape, images, seed=self.seed, way=way, device=self.device,
+            labels=labels, batch_size=min(len(images), self.batch_size), on_smaller=self._smaller,
         )  # fmt: skip
 
     def _smaller(self, batch_size: int) -> None:
@@ -41,7 +41,7 @@ class Preview:
         """The grid, a class a column where they fit; yields after every step."""
         n = self.train.samples
         pictures = torch.zeros(n, *self.shape, dtype=torch.uint8)
-        for done, (images, state) in enumerate(self.walk(denoiser, n, self.steps), start=1):
+        for done, (images, state) in enumerate(self.walk(denoiser, range(n), self.steps), start=1):
             if state.t == 0:
                 pictures[images.start : images.stop] = to_uint8(state.x_t).cpu()
             yield Busy("sampling", done, -(-n // self.batch_size) * self.steps)

@@ -45,6 +45,8 @@ class Word(IntEnum):
     STEP = 1
     TRY = 2
     LOAD = 3
+    SAMPLES = 4
+    FEATURES = 5
 
 
 class Ranks:

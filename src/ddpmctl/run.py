@@ -57,7 +57,7 @@ class Run:
         self._watch = Watch(config.train.bad_steps, scaling=self.state.scaler.is_enabled())
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
         n, every = config.train.evaluate_samples, config.train.evaluate_every
-        self.scoring = Scoring(dataset, n, self.grid.seed, self.device) if every else None
+        self.scoring = Scoring(dataset, n, self.average, self.grid, ranks) if every else None
         self._window, self._begun = Window(), False
         self._unread: list[TrainStep] = []
         self._kept, self._trying = Kept(), Attempts()
@@ -353,7 +353,7 @@ class Run:
     def evaluate(self) -> Generator[Event, None, Scored]:
         """KID of the averaged weights; needs ``train.evaluate_every``."""
         assert self.scoring is not None
-        scored = yield from self.scoring(self.average, self.grid)
+        scored = yield from self.scoring()
         self._window.restart_clock()
         yield scored
         return scored

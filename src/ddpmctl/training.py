@@ -231,7 +231,7 @@ def add_gradients(
         for number, (x0_part, t_part, eps_part, label_part, weights_part) in enumerate(zip(*cut, strict=True)):
             if graphs:  # seen on CPUs only, where there are none
                 keep_gradients(state.net.parameters() if number == 1 else ())
-                torch.compiler.cudagraph_mark_step_begin()  # what the part before has returned is done with
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # the part before is done with
             on_device = send(label_part, device) if label_part is not None else None
             loss = denoising_loss(
                 denoiser, send(x0_part, device), t_part, send(eps_part, device), on_device,

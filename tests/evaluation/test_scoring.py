@@ -23,19 +23,12 @@ from ddpmctl.events import Busy
 from ddpmctl.images import to_uint8
 from ddpmctl.plans import Plan
 from ddpmctl.sampling import generate, load_model
-from helpers import spoil_gradients, write_images
+from helpers import Means, spoil_gradients, write_images
 
 pytest.importorskip("torch_fidelity")
 pytest.importorskip("efficientnet_lite_pytorch")
 
 EVERY_3 = ["--evaluate-every", "3", "--set", "train.evaluate_samples=20", "--set", "train.save_every=3", "-q"]
-
-
-class Means(torch.nn.Module):
-    """Sixteen numbers of an image, at once."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1), 4).flatten(1) / 128
 
 
 @pytest.fixture
@@ -102,7 +95,7 @@ def test_resume_measures_the_same(cheap, data, tiny):
 def test_a_stop_while_measuring_measures_again_on_resume(cheap, data, tiny, monkeypatch):
     whole = train(data, tiny, "whole", 6)
 
-    def stopped(self, denoiser, grid):
+    def stopped(self):
         os.kill(os.getpid(), signal.SIGINT)
         yield Busy("samples", 1, 20)
         pytest.fail("went on after the stop")

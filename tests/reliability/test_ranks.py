@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from ddpmctl.cli import main
-from helpers import write_images
+from helpers import Means, write_images
 from runs import COMMAND, assert_whole, rows, state_of, steps_saved, train_process, wait_for
 
 SETTINGS = """\
@@ -217,16 +219,116 @@ def test_several_processes_make_the_same_images(trained: Path, out: str) -> None
         assert one.read_bytes() == three.read_bytes()
 
 
-@pytest.mark.slow
-def test_several_processes_evaluate_as_one_does(trained: Path) -> None:
-    import json
+SHARING = """\
+import os, sys
+from pathlib import Path
+from ddpmctl import turns
+from ddpmctl.cli import main
 
+plain = turns.one_each
+
+def noted(ranks, work, *pieces):
+    def counted(piece):
+        with Path(f"work-{os.environ.get('RANK', '0')}").open("a") as file:
+            file.write(f"{work.__name__} {len(piece)}\\n")
+        return work(piece)
+    return plain(ranks, counted, *pieces)
+
+turns.one_each = noted
+if "train" in sys.argv:
+    from ddpmctl.evaluation import scoring
+    sys.path.insert(0, "TESTS")
+    from helpers import Means
+    scoring.one_each, scoring.load_features = noted, lambda name, device: Means()
+sys.exit(main(sys.argv[1:]))
+""".replace("TESTS", str(Path(__file__).parents[1]))
+
+
+def alongside(world: int, *words: str) -> str:
+    """What ``driver.py`` prints in ``world`` processes, which find each other as those that srun starts do."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen([sys.executable, "driver.py", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                         env={**os.environ, **{key: str(value) for key, value in {**shared, "RANK": i, "LOCAL_RANK": i}.items()}})
+        for i in range(world)
+    ]  # fmt: skip
+    try:
+        printed = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * world, printed
+    assert not any(printed[1:]), printed
+    return printed[0]
+
+
+def shares(world: int) -> list[list[str]]:
+    """What each process has worked at, a line a piece; forgotten then."""
+    files = [Path(f"work-{rank}") for rank in range(world)]
+    found = [file.read_text().splitlines() for file in files]
+    for file in files:
+        file.unlink()
+    return found
+
+
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_several_processes_evaluate_as_one_does(trained: Path, world: int, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch_fidelity")
+    data = trained.parent / "photos"
+    words = ["evaluate", str(trained), str(data), "-n", "12", "--batch-size", "3", "--steps", "3", "--json", "--no-cache"]
+    capsys.readouterr()
+    assert main([*words, "--device", "cpu"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    Path("driver.py").write_text(SHARING)
+    assert json.loads(alongside(world, *words, "--device", "cpu")) == one
+    lines = shares(world)  # four batches of samples, four of images, in turn
+    assert [len(each) for each in lines] == {2: [4, 4], 3: [4, 2, 2]}[world]
+    assert {line for each in lines for line in each} == {"_extract 3"}
+
+
+@pytest.mark.slow
+def test_several_processes_compare_two_sets_as_one_does(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_fidelity")
+    words = ["evaluate", str(photos), str(photos), "-n", "8", "--batch-size", "3", "--json"]
     found = []
-    for devices in ("cpu", "cpu,cpu"):
-        words = ["evaluate", trained, trained.parent / "photos", "-n", "12", "--batch-size", "4", "--json", "--devices", devices]
-        done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
+    for devices in (["--device", "cpu"], ["--devices", "cpu,cpu,cpu"], ["--devices", "cpu,cpu"]):  # the last finds the cache
+        done = subprocess.run([*COMMAND, *words, *devices], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
-    assert found[0]["distances"]["frechet"] == pytest.approx(found[1]["distances"]["frechet"], rel=1e-3)
-    assert found[0]["made_with"] == found[1]["made_with"]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_kid_is_measured_by_all_processes(base: list[str], world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a learning rate at which nothing moves, or the networks would differ by rounding, and KID with them."""
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setattr("ddpmctl.evaluation.scoring.load_features", lambda name, device: Means())
+    flags = ["--steps", "4", "--lr", "1e-30", "--evaluate-every", "2", "--set", "train.evaluate_samples=20", "--set", "train.samples=5"]
+    assert main(["train", *base, "-q", "--out", "one", *flags]) == 0
+    Path("driver.py").write_text(SHARING)
+    alongside(world, "train", *base, "--out", "several", *flags)
+    kids = [[(row["step"], row["kid"], row["kid_spread"]) for row in rows(Path(name)) if row["kid"]] for name in ("one", "several")]
+    assert kids[0] == kids[1] and [step for step, *_ in kids[0]] == ["2", "4"]
+    # Twice four batches of five samples, and what is less than a batch of features: that of the images once, of samples twice.
+    lines = shares(world)
+    assert [sum("_samples 5" in line for line in each) for each in lines] == {2: [4, 4], 3: [4, 2, 2]}[world]
+    assert [sum("_features 20" in line for line in each) for each in lines] == [3] + [0] * (world - 1)
+
+
+@linux
+@pytest.mark.slow
+def test_a_stop_while_kid_is_measured_stops_all_and_is_saved(base: list[str]) -> None:
+    pytest.importorskip("torch_fidelity")
+    measuring = ["--evaluate-every", "1", "--set", "train.evaluate_samples=20", "--steps", "100000"]
+    with train_process(*base, "--out", "run", *measuring, "--devices", "cpu,cpu") as launcher:
+        wait_for(lambda: Path("run/metrics.csv").exists() and len(rows(Path("run"))) > 1, launcher)
+        os.kill(ranks_of(launcher)[0], signal.SIGTERM)  # nearly all of the time goes into KID
+        printed = launcher.communicate(timeout=60)[0]
+    assert launcher.returncode == 75, printed
+    assert "by SIGTERM, saved" in printed and "error" not in printed
+    [stopped] = steps_saved(Path("run"))
+    assert main(["train", "--resume", "run", "-q", "--steps", str(stopped + 1)]) == 0
+    assert [int(row["step"]) for row in rows(Path("run")) if row["kid"]] == list(range(1, stopped + 2))

@@ -147,7 +147,7 @@ def rehearse(run: Run) -> None:
     seconds = (marks[-1] - marks[1]) / (len(marks) - 2) if len(marks) > 2 else marks[1] - marks[0]
     steps, n = min(2, run.config.diffusion.timesteps), min(train.samples, train.batch_size)
     started = time.monotonic()
-    for _, state in run.grid.walk(run.average, n, steps):
+    for _, state in run.grid.walk(run.average, range(n), steps):
         state.x_t.cpu()  # waits for the device
     call_seconds = (time.monotonic() - started) / evaluations(train.sampler, steps) * -(-train.samples // n)
     grid_seconds = call_seconds * evaluations(train.sampler, run.grid.steps)

@@ -97,20 +97,23 @@ class Comparison:
         from ddpmctl.evaluation.facts import Settings, compare_data, evaluate_model, help_to_evaluate
         from ddpmctl.evaluation.sets import Extractor
 
-        extractor = Extractor(self.features, device, self.feature_weights, self.batch_size) if ranks.leads else None
-        settings = Settings(self.data, self.n, self.seed, extractor, bars, cache=self.cache) if extractor else None
+        extractor = Extractor(self.features, device, self.feature_weights, self.batch_size, ranks)
+        settings = Settings(self.data, self.n, self.seed, extractor, bars, cache=self.cache)
         if self.two_sets:
-            return compare_data(self.what, self.size, settings) if settings else {}
+            if ranks.leads:
+                return compare_data(self.what, self.size, settings)
+            extractor.help()
+            return {}
         model = self._model(ranks, device)
         told(model)
         model.check_steps(self.recipe.steps)
         way = self.recipe.plan()
-        if settings is None:
-            help_to_evaluate(model, way, self.class_name, n=self.n, seed=self.seed, batch_size=self.batch_size, ranks=ranks)
+        if not ranks.leads:
+            help_to_evaluate(model, way, self.class_name, settings, batch_size=self.batch_size)
             return {}
         return evaluate_model(
             model, way, self.class_name, settings, weights=self.weights, ema_length=self.ema_length,
-            batch_size=self.batch_size, sheet_file=self.sheet, sheet_of=self.sheet_of, ranks=ranks,
+            batch_size=self.batch_size, sheet_file=self.sheet, sheet_of=self.sheet_of,
             on_smaller=lambda size: warn(f"out of memory: going on with {size} images at once"),
         )  # fmt: skip
 

@@ -30,7 +30,6 @@ from ddpmctl.evaluation.memorised import MANY_HELD_OUT, QUANTILE, Nearest, neare
 from ddpmctl.evaluation.sets import Extractor, chosen, data_of, draw
 from ddpmctl.images import save_png
 from ddpmctl.plans import Plan
-from ddpmctl.ranks import ALONE, Ranks
 from ddpmctl.sampling import Model
 from ddpmctl.validation import hold_out
 
@@ -65,6 +64,7 @@ def compare_data(other: Path, size: Any, settings: Settings) -> Facts:
     check_enough(min(len(which) for which in picked))
     for dataset, path, which in zip(sets, (other, settings.data), picked, strict=True):
         found.append(_features_of(settings, dataset, path, config, which))
+    settings.extractor.finish()
     return {
         "what": {"kind": "images", **_of_images(other, sets[0], picked[0])},
         "data": _of_images(settings.data, sets[1], picked[1]),
@@ -85,11 +85,11 @@ def evaluate_model(
     sheet_file: Path | None,
     sheet_of: int,
     on_smaller: Callable[[int], object],
-    ranks: Ranks = ALONE,
 ) -> Facts:
     """A model against images: distances, loss, bits per dimension and, with ``sheet_file``, what it learnt by heart.
 
-    All ``ranks`` make samples: those that do not lead call :func:`help_to_evaluate`. Raises :class:`ConfigError` where the sheet is asked for with other images than the model was trained on.
+    All processes make samples and features: those that do not lead call :func:`help_to_evaluate`. Raises :class:`ConfigError` where
+    the sheet is asked for with other images than the model was trained on.
     """
     with settings.bars("reading images") as progress:
         dataset = data_of(model, settings.data, cache=settings.cache, progress=progress)
@@ -103,12 +103,13 @@ def evaluate_model(
     check_enough(len(which))
     with settings.bars("sampling") as progress:
         samples = draw(model, settings.n, way, seed=settings.seed, labels=labels, batch_size=batch_size,
-                       on_smaller=on_smaller, progress=progress, ranks=ranks)  # fmt: skip
+                       on_smaller=on_smaller, progress=progress, ranks=settings.extractor.ranks)  # fmt: skip
     with settings.bars("features of samples") as progress:
         of_samples = settings.extractor(samples, progress)
     config = model.config.data
     needed = which if sheet_file is None else torch.arange(len(dataset))
     of_data = _features_of(settings, dataset, settings.data, config, needed)
+    settings.extractor.finish()
     facts = {
         "what": {"kind": "model", "path": str(model.path), "checkpoint": model.digest, "step": model.step,
                  "weights": weights, "ema_length": ema_length, "precision": model.precision, "device": str(model.device)},
@@ -125,12 +126,11 @@ def evaluate_model(
     return facts
 
 
-def help_to_evaluate(
-    model: Model, way: Plan, class_name: str | None, *, n: int, seed: int, batch_size: int, ranks: Ranks
-) -> None:
+def help_to_evaluate(model: Model, way: Plan, class_name: str | None, settings: Settings, *, batch_size: int) -> None:
     """What the processes do that do not lead, while that one is at :func:`evaluate_model`."""
-    draw(model, n, way, seed=seed, labels=model.labels_for(class_name, n), batch_size=batch_size,
-         on_smaller=lambda size: None, progress=lambda done, total: None, ranks=ranks)  # fmt: skip
+    draw(model, settings.n, way, seed=settings.seed, labels=model.labels_for(class_name, settings.n), batch_size=batch_size,
+         on_smaller=lambda size: None, progress=lambda done, total: None, ranks=settings.extractor.ranks)  # fmt: skip
+    settings.extractor.help()
 
 
 def _features_of(settings: Settings, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from ddpmctl.evaluation.sets import chosen
 from ddpmctl.events import Busy
 from ddpmctl.images import to_uint8
 from ddpmctl.preview import Preview
+from ddpmctl.ranks import ALONE, Ranks, Word
+from ddpmctl.turns import one_each
 
 FEATURES = "efficientnet-lite0"
 """What needs nothing but its package."""
@@ -32,35 +34,47 @@ class Scored(NamedTuple):
 
 
 class Scoring:
-    """Compares ``n`` samples, the first of which the grid shows, with as many images of ``dataset``, always the same ones.
+    """Compares ``n`` samples, the first of which ``grid`` shows, with as many images of ``dataset``, always the same ones.
 
-    ``n`` is cut to how many of those there are. Raises :class:`ConfigError` where the extra ``metrics`` is missing,
-    :class:`DataError` for too few images.
+    They are drawn by ``denoiser`` with the sampler and steps of the grid. ``n`` is cut to how many images there are. Of several
+    ``ranks`` each does its share, batch by batch, and those that do not lead :meth:`help`. Raises :class:`ConfigError` where
+    the extra ``metrics`` is missing, :class:`DataError` for too few images.
     """
 
-    def __init__(self, dataset: ImageDataset, n: int, seed: int, device: torch.device) -> None:
-        self.dataset, self.n, self.seed, self.device = dataset, min(n, len(dataset)), seed, device
+    def __init__(self, dataset: ImageDataset, n: int, denoiser: Denoiser, grid: Preview, ranks: Ranks = ALONE) -> None:
+        self.dataset, self.n, self.denoiser, self.grid, self.ranks = dataset, min(n, len(dataset)), denoiser, grid, ranks
         check_enough(self.n)
-        self.net = load_features(FEATURES, device)
+        self.net = load_features(FEATURES, grid.device)
         self._real: Tensor | None = None
 
-    def __call__(self, denoiser: Denoiser, grid: Preview) -> Generator[Busy, None, Scored]:
-        """Draw with the sampler and steps of ``grid``, and measure; yields along the way."""
+    def __call__(self) -> Generator[Busy, None, Scored]:
+        """Draw and measure; yields along the way."""
         if self._real is None:
-            which = chosen(self.dataset, self.n, self.seed)
-            self._real = yield from self._features(self.dataset.images[which], "features of images")
-        samples = torch.empty((self.n, *grid.shape), dtype=torch.uint8)
-        for images, state in grid.walk(denoiser, self.n, grid.steps):
-            if state.t == 0:
-                samples[images.start : images.stop] = to_uint8(state.x_t).cpu()
-                yield Busy("samples", images.stop, self.n)
-        found = yield from self._features(samples, "features of samples")
-        return Scored(*kid(found.double(), self._real.double(), self.n // 2, self.seed), self.n)
+            which = chosen(self.dataset, self.n, self.grid.seed)
+            images = torch.split(self.dataset.images[which], _BATCH)
+            self._real = yield from self._together(Word.FEATURES, images, "features of images")
+        numbers = torch.split(torch.arange(self.n), min(self.n, self.grid.batch_size))
+        samples = yield from self._together(Word.SAMPLES, numbers, "samples")
+        found = yield from self._together(Word.FEATURES, torch.split(samples, _BATCH), "features of samples")
+        return Scored(*kid(found.double(), self._real.double(), self.n // 2, self.grid.seed), self.n)
 
-    def _features(self, images: Tensor, what: str) -> Generator[Busy, None, Tensor]:
-        parts = []
-        for start in range(0, len(images), _BATCH):
-            batch = images[start : start + _BATCH]
-            parts.append(extract(batch, self.net, self.device, batch_size=_BATCH))
-            yield Busy(what, start + len(batch), len(images))
-        return torch.cat(parts)
+    def _together(self, word: Word, pieces: Sequence[Tensor], what: str) -> Generator[Busy, None, Tensor]:
+        """All of ``pieces``. Between one round and the next the others listen, so that the run may do something else."""
+        done: list[Tensor] = []
+        for start in range(0, len(pieces), self.ranks.world):
+            self.ranks.tell(word)
+            done += self.help(word, pieces[start : start + self.ranks.world])
+            yield Busy(what, sum(map(len, done)), self.n)
+        return torch.cat(done)
+
+    def help(self, word: Word, pieces: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """One round: this process's piece, and in the one that leads, which gives ``pieces``, what all have made of theirs."""
+        return one_each(self.ranks, self._features if word == Word.FEATURES else self._samples, pieces) or []
+
+    def _features(self, images: Tensor) -> Tensor:
+        return extract(images, self.net, self.grid.device, batch_size=_BATCH)
+
+    def _samples(self, numbers: Tensor) -> Tensor:
+        """The images of these numbers, one after another, uint8 (B, C, H, W)."""
+        walk = self.grid.walk(self.denoiser, range(int(numbers[0]), int(numbers[-1]) + 1), self.grid.steps)
+        return torch.cat([to_uint8(state.x_t).cpu() for _, state in walk if state.t == 0])

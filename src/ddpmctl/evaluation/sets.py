@@ -24,6 +24,7 @@ from ddpmctl.evaluation.features import FEATURES, extract, load_features
 from ddpmctl.plans import Plan
 from ddpmctl.ranks import ALONE, Ranks
 from ddpmctl.sampling import Generated, Model, generate, made_by_all
+from ddpmctl.turns import all_of, help_out, let_go
 
 
 def data_of(model: Model, path: Path, *, cache: bool = True, progress: Progress | None = None) -> ImageDataset:
@@ -93,12 +94,16 @@ def draw(
 class Extractor:
     """Row ``name`` of FEATURES on ``device``; ``weights``: a file of others than its own.
 
-    ``version`` changes with the network: our source, its packages, and that file.
+    Of several ``ranks`` each takes its share, batch by batch, so that features do not depend on how many there are: the one that
+    leads calls, and in the end :meth:`finish`; the others :meth:`help`. ``version`` changes with the network: our source, its
+    packages, and that file.
     """
 
-    def __init__(self, name: str, device: torch.device, weights: Path | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self, name: str, device: torch.device, weights: Path | None = None, batch_size: int = 64, ranks: Ranks = ALONE
+    ) -> None:
         """Raises :class:`ConfigError` where a part is missing: now, and not after an hour of sampling."""
-        self.name, self.device, self.batch_size = name, device, batch_size
+        self.name, self.device, self.batch_size, self.ranks = name, device, batch_size, ranks
         self.net = load_features(name, device, weights)
         own = hashlib.sha256(inspect.getsource(features).encode()).hexdigest()[:16]
         file = hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights else "own"
@@ -107,7 +112,23 @@ class Extractor:
 
     def __call__(self, images: Tensor, progress: Progress) -> Tensor:
         """Features (N, D) of uint8 (N, C, H, W)."""
-        return extract(images, self.net, self.device, batch_size=self.batch_size, progress=progress)
+        parts, done = [], 0
+        for part in all_of(self.ranks, self._extract, torch.split(images, self.batch_size)):
+            parts.append(part)
+            done += len(part)
+            progress(done, len(images))
+        return torch.cat(parts)
+
+    def _extract(self, images: Tensor) -> Tensor:
+        return extract(images, self.net, self.device, batch_size=self.batch_size)
+
+    def help(self) -> None:
+        """Extract what the process that leads has to share out, until it is finished."""
+        help_out(self.ranks, self._extract)
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        let_go(self.ranks)
 
     def of_data(
         self, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor, *, cache: bool, progress: Progress
