@@ -50,6 +50,8 @@ def elsewhere(program: str, *request: Any) -> bytes:
 
     Empty where none can be started, or it fails.
     """
+    if not sys.executable:  # Python within another program
+        return b""
     command = [sys.executable, "-I", "-S", program]
     try:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as helper:
