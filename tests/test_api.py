@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ import torch
 from PIL import Image
 
 import ddpmctl
+from ddpmctl.api.arguments import in_python
+from ddpmctl.api.scores import Evaluation
 from ddpmctl.cli import main
 from ddpmctl.config import known_keys
 from ddpmctl.errors import CheckpointError, ConfigError, DataError, OutputError
@@ -98,6 +102,71 @@ def test_classes(trained_classes: Path) -> None:
     assert np.array_equal(pixels(dogs), by_command(trained_classes, "-n", 4, "--class", "dogs"))
 
 
+@pytest.mark.parametrize(
+    ("how", "flags"),
+    [
+        ({"n": 3, "init": "a.png", "strength": 0.4}, ["-n", 3, "--init", "a.png", "--strength", 0.4]),
+        ({"n": 2, "inpaint": Path("a.png"), "mask": "half.png", "steps": 5, "resample": 2},
+         ["-n", 2, "--inpaint", "a.png", "--mask", "half.png", "--steps", 5, "--resample", 2]),
+        ({"interpolate": ("a.png", Path("b.png")), "frames": 3, "steps": 4},
+         ["--interpolate", "a.png", "b.png", "--frames", 3, "--steps", 4]),
+        ({"interpolate": ("a.png", "b.png")}, ["--interpolate", "a.png", "b.png"]),
+    ],
+    ids=["init", "inpaint", "interpolate", "interpolate as usual"],
+)  # fmt: skip
+def test_pictures_to_begin_with_are_those_of_the_command(trained: Path, photos: Path, how: dict[str, Any], flags: list[object]) -> None:
+    for name, file in zip(("a.png", "b.png"), sorted(photos.rglob("*.png")), strict=False):
+        file.rename(name)
+    half = Image.new("L", (16, 16))
+    half.paste(255, (8, 0, 16, 16))
+    half.save("half.png")
+    images = ddpmctl.load(trained).sample(seed=3, **how)
+    assert np.array_equal(pixels(images), by_command(trained, "--seed", 3, *flags))
+
+
+def test_one_class_goes_from_picture_to_picture(trained_classes: Path) -> None:
+    Image.effect_noise((24, 16), 90).save("a.png")
+    model = ddpmctl.load(trained_classes)
+    with pytest.raises(ConfigError, match=r"interpolate: the model draws several classes") as found:
+        model.sample(interpolate=("a.png", "a.png"))
+    assert found.value.advice == "name it with class_name: cats, dogs"
+    assert len(model.pictures(interpolate=("a.png", "a.png"), frames=2, class_name="dogs", steps=2)) == 2
+
+
+def test_evaluations_are_those_of_the_command(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_fidelity")
+    data, how = trained.parent / "photos", {"n": 8, "sampler": "ddim", "steps": 2, "seed": 4, "batch_size": 5}
+    capsys.readouterr()
+    flags = [word for name, value in how.items() for word in ("-n" if name == "n" else f"--{name.replace('_', '-')}", str(value))]
+    assert main(["evaluate", str(trained), str(data), "--json", *flags]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    found = ddpmctl.evaluate(trained, str(data), **how)
+    assert found.facts == facts and found == Evaluation.of(facts)
+    assert (found.kid, found.spread) == (facts["distances"]["kid"], facts["distances"]["kid_spread"])
+    assert found.recall == facts["distances"]["recall"] and found.loss == facts["loss"]["mean"] and not found.memorised
+    assert set(found.bits_per_dim) == {"beta", "posterior"} and len(found.warnings) == 2
+
+    sheet = ddpmctl.evaluate(trained, data, n=6, steps=1, sheet="near.png", sheet_of=2)
+    assert Path("near.png").is_file() and sheet.memorised == {} and len(sheet.warnings) == 3
+    sets = ddpmctl.evaluate(data, data, n=12, size=(8, 8), cache=False)
+    assert sets.frechet == pytest.approx(0, abs=1e-3) and sets.precision == 1 and sets.loss is None and sets.bits_per_dim == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "ours"),
+    [
+        ("--ema-length 0.1: raw weights", "ema_length 0.1: raw weights"),
+        ("leave --class out", "leave class_name out"),
+        ("-n 9: not with --interpolate", "n 9: not with interpolate"),
+        ("x: exists, add --resume, or train with --set model.label_dropout=0.1", "x: exists, add resume=True, or train with label_dropout=0.1"),
+        ("if they have moved: ddpmctl train NEW --resume --out x", "if they have moved: ddpmctl train NEW --resume --out x"),
+        ("my--photos/-n 4/x: --out y--z.png", "my--photos/-n 4/x: out y--z.png"),
+    ],
+)  # fmt: skip
+def test_flags_become_arguments(said: str, ours: str) -> None:
+    assert in_python(said) == ours
+
+
 def test_guidance_is_asked_for_with_each_sample(tmp_path: Path) -> None:
     write_images(tmp_path / "photos")
     run = ddpmctl.train("photos", out="guided", conditional=True, label_dropout=0.5, **SMALL)
@@ -112,20 +181,34 @@ def test_guidance_is_asked_for_with_each_sample(tmp_path: Path) -> None:
     ("call", "kind", "words"),
     [
         (lambda run: ddpmctl.load("nowhere"), CheckpointError, "nowhere"),
-        (lambda run: ddpmctl.load(run, device="gpu"), ConfigError, "--device"),
-        (lambda run: ddpmctl.load(run, weights="best"), ConfigError, "--weights"),
-        (lambda run: ddpmctl.load(run, weights="raw", ema_length=0.1), ConfigError, "--ema-length"),
-        (lambda run: ddpmctl.load(run).sample(0), ConfigError, "-n 0"),
-        (lambda run: ddpmctl.load(run).sample(seed=-1), ConfigError, "--seed"),
-        (lambda run: ddpmctl.load(run).sample(quality="good"), ConfigError, "--quality"),
-        (lambda run: ddpmctl.load(run).sample(steps=21), ConfigError, "the model has 20"),
-        (lambda run: ddpmctl.load(run).sample(eta=1.5, sampler="ddim"), ConfigError, "--eta 1.5"),
+        (lambda run: ddpmctl.load(run, device="gpu"), ConfigError, "device: 'gpu'"),
+        (lambda run: ddpmctl.load(run, weights="best"), ConfigError, "weights: 'best'"),
+        (lambda run: ddpmctl.load(run, weights="raw", ema_length=0.1), ConfigError, "ema_length 0.1"),
+        (lambda run: ddpmctl.load(run).sample(0), ConfigError, "n 0: must"),
+        (lambda run: ddpmctl.load(run).sample(seed=-1), ConfigError, "seed: -1"),
+        (lambda run: ddpmctl.load(run).sample(quality="good"), ConfigError, "quality: 'good'"),
+        (lambda run: ddpmctl.load(run).sample(steps=21), ConfigError, "steps 21: the model has 20"),
+        (lambda run: ddpmctl.load(run).sample(eta=1.5, sampler="ddim"), ConfigError, "eta 1.5"),
         (lambda run: ddpmctl.load(run).sample(eta=0.5), ConfigError, "no such option"),
-        (lambda run: ddpmctl.load(run).sample(class_name="bag"), ConfigError, "without classes"),
+        (lambda run: ddpmctl.load(run).sample(class_name="bag"), ConfigError, "class_name bag: "),
         (lambda run: ddpmctl.load(run).sample(1, labels=[0]), ConfigError, "without classes"),
-        (lambda run: ddpmctl.load(run).sample(guidance=2), ConfigError, "--guidance 2"),
-        (lambda run: ddpmctl.load(run).sample(guidance_interval=(0.9, 0.1)), ConfigError, "--guidance-interval"),
-        (lambda run: ddpmctl.load(run).sample(variance="learned", sampler="ddpm"), ConfigError, "--variance learned"),
+        (lambda run: ddpmctl.load(run).sample(guidance=2), ConfigError, "guidance 2"),
+        (lambda run: ddpmctl.load(run).sample(guidance_interval=(0.9, 0.1)), ConfigError, "guidance_interval 0.9:0.1"),
+        (lambda run: ddpmctl.load(run).sample(variance="learned", sampler="ddpm"), ConfigError, "variance learned"),
+        (lambda run: ddpmctl.load(run).sample(init="no.png"), DataError, "no.png: cannot be read"),
+        (lambda run: ddpmctl.load(run).sample(strength=0.5), ConfigError, "strength 0.5: there is no picture to change"),
+        (lambda run: ddpmctl.load(run).sample(inpaint="a.png"), ConfigError, "inpaint a.png: what is to be drawn anew"),
+        (lambda run: ddpmctl.load(run).sample(interpolate="ab"), ConfigError, "interpolate: 'ab' is not two pictures"),
+        (lambda run: ddpmctl.load(run).sample(interpolate=("a.png",)), ConfigError, "is not two pictures"),
+        (lambda run: ddpmctl.load(run).sample(4, interpolate=("a.png", "b.png")), ConfigError, "n 4: not with interpolate"),
+        (lambda run: ddpmctl.load(run).sample(frames=4), ConfigError, "frames 4: goes with interpolate only"),
+        (lambda run: ddpmctl.evaluate("nowhere", "photos"), ConfigError, "nowhere: no such"),
+        (lambda run: ddpmctl.evaluate(run, "photos", n=3), ConfigError, "n 3: must be 5 to"),
+        (lambda run: ddpmctl.evaluate(run, "photos", size=8), ConfigError, "size: "),
+        (lambda run: ddpmctl.evaluate("photos", "photos", size="8 by 8"), ConfigError, "size: '8 by 8'"),
+        (lambda run: ddpmctl.evaluate("photos", "photos", class_name="cats"), ConfigError, "class_name: photos: it is images"),
+        (lambda run: ddpmctl.evaluate(run, "photos", device="gpu"), ConfigError, "device: 'gpu'"),
+        (lambda run: ddpmctl.evaluate(run, "photos", sheet="x.gif"), ConfigError, "sheet x.gif"),
         (lambda run: ddpmctl.train("no-photos"), DataError, "no-photos"),
         (lambda run: ddpmctl.train(), ConfigError, "no DATA"),
         (lambda run: ddpmctl.train(run), ConfigError, "a run folder"),
@@ -133,7 +216,7 @@ def test_guidance_is_asked_for_with_each_sample(tmp_path: Path) -> None:
         (lambda run: ddpmctl.train("photos", model=8), ConfigError, "model: a section"),
         (lambda run: ddpmctl.train("photos", model={"widht": 8}), ConfigError, "model.widht"),
         (lambda run: ddpmctl.train("photos", steps="many"), ConfigError, "train.steps"),
-        (lambda run: ddpmctl.train("photos", max_time="soon"), ConfigError, "--max-time"),
+        (lambda run: ddpmctl.train("photos", max_time="soon"), ConfigError, "max_time: 'soon'"),
         (lambda run: ddpmctl.train("photos", out=run), OutputError, "exists"),
         (lambda run: ddpmctl.train("nothing", resume=True), CheckpointError, "nothing"),
     ],
@@ -146,6 +229,7 @@ def test_what_is_wrong_is_said(
     with pytest.raises(kind, match=re.escape(words)) as found:
         call(trained)
     assert found.value.advice or kind is ConfigError
+    assert "--" not in re.sub("`ddpmctl .*`", "", f"{found.value.problem} {found.value.advice}")
     assert sorted(trained.rglob("*")) == before and not Path("runs").exists()
 
 

@@ -173,6 +173,24 @@ def test_the_others_do_without_a_damaged_snapshot(run, capsys):
     assert warned.count("going on without it") == 4
 
 
+def test_inspect_counts_only_the_snapshots_that_are_there_to_their_end(run, capsys):
+    def told() -> list[float]:
+        capsys.readouterr()
+        assert main(["inspect", str(run), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["ema"]["--ema-length"]
+
+    whole, files = told(), sorted((run / "averages").iterdir())
+    cut, empty, other, text, *_ = files
+    cut.write_bytes(cut.read_bytes()[:-100])
+    empty.write_bytes(b"")
+    other.write_bytes((run / "checkpoints" / "step-00000012.pt").read_bytes())
+    text.write_text("hello")
+    damaged = told()
+    for file in (cut, empty, other, text):
+        file.unlink()
+    assert damaged == told() and set(damaged) < set(whole)
+
+
 def test_snapshots_of_another_network_are_refused(run, photos, tiny, capsys):
     other = ["--set", "model.base_channels=16", "--out", "other", "--steps", "2"]
     assert main(["train", str(photos), "--config", str(tiny), *SNAPSHOTS, *other, "-q"]) == 0

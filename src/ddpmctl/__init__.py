@@ -6,6 +6,7 @@
 
     run = ddpmctl.train("photos/", steps="100k", size=64, out="runs/photos")
     images = ddpmctl.load("runs/photos").sample(n=16, seed=0)
+    print(ddpmctl.evaluate("runs/photos", "held-out-photos/").kid)
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["DdpmctlError", "Model", "TrainedRun", "load", "train", "train_events"]
+__all__ = ["DdpmctlError", "Evaluation", "Model", "TrainedRun", "evaluate", "load", "train", "train_events"]
 
 if TYPE_CHECKING:
-    from ddpmctl.api import Model, TrainedRun, load, train, train_events
+    from ddpmctl.api import Evaluation, Model, TrainedRun, evaluate, load, train, train_events
     from ddpmctl.errors import DdpmctlError
 
 

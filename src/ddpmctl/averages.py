@@ -43,11 +43,15 @@ def save(path: Path, powers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def lengths(path: Path, content: Mapping[str, Any]) -> list[float]:
-    """Lengths that can be had at the step of the checkpoint ``content`` from ``path``, going by the names of the snapshots."""
+    """Lengths that can be had at the step of the checkpoint ``content`` from ``path``.
+
+    Snapshots that are cut short or no snapshots count as missing; weights in them that are damaged, :func:`weights_of` meets.
+    """
     if not content.get("powers"):
         return []
     step = content["step"]
-    stored = [Profile(length, at) for at in (step, *map(step_of, _snapshots(path, step))) for length in LENGTHS]
+    good = [file for file in _snapshots(path, step) if checkpoint.seems_whole(file, _SNAPSHOT)]
+    stored = [Profile(length, at) for at in (step, *map(step_of, good)) for length in LENGTHS]
     return [length for length in _CHOICES if combine(stored, Profile(length, step)).error <= FAIR]
 
 

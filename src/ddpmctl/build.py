@@ -135,6 +135,10 @@ def round_once(net: nn.Module, autocast: torch.dtype | None) -> nn.Module:
     return net
 
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""The modes of ``train.compile`` that run the network as CUDA graphs, where it is on a GPU."""
+
+
 @contextmanager
 def compiling(net: nn.Module, mode: str) -> Iterator[None]:
     """Within it ``net`` runs as torch.compile makes it, by a ``mode`` of its own or ``none``: it compiles at the first call.

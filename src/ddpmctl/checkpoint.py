@@ -124,6 +124,15 @@ def read(path: Path) -> Any:
     return _read(path, _kind_of(path))
 
 
+def seems_whole(path: Path, kind: Kind) -> bool:
+    """Whether ``path`` looks like such a file that is there to its end; its weights are left unread, and its digest unchecked."""
+    try:
+        content = _read(path, _kind_of(path), mmap=True)
+    except CheckpointError:
+        return False
+    return isinstance(content, dict) and content.get("magic") == kind.magic
+
+
 def checked(path: Path, content: Any, kind: Kind = CHECKPOINT) -> dict[str, Any]:
     """``content``, read from ``path``, when it is one of ours and whole. Raises as :func:`load`."""
     if not isinstance(content, dict) or content.get("magic") != kind.magic:
@@ -206,14 +215,17 @@ def _kind_of(path: Path) -> str:
     raise CheckpointError(f"{path}: {kind}, not a checkpoint", advice)
 
 
-def _read(path: Path, kind: str) -> Any:
-    """What the file holds, as data only. Raises :class:`CheckpointError` or :class:`DamagedError`."""
+def _read(path: Path, kind: str, *, mmap: bool = False) -> Any:
+    """What the file holds, as data only; with ``mmap`` tensors stay in it until they are used.
+
+    Raises :class:`CheckpointError` or :class:`DamagedError`.
+    """
     try:
         if kind == TORCH:
             _check_pickle(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about pickles of other versions
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError,
             IndexError, ImportError, MemoryError, OverflowError, AssertionError, struct.error, zipfile.BadZipFile,
             zlib.error) as error:  # fmt: skip

@@ -11,13 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ddpmctl.build import CUDA_GRAPHS
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.draws import T_SAMPLINGS
 from ddpmctl.core.ema import EMA
 from ddpmctl.core.losses import VLB_WEIGHT, denoising_loss
 from ddpmctl.core.noise import derive_seed, derived_generator
-from ddpmctl.core.optim import LR_SCHEDULES, update
+from ddpmctl.core.optim import LR_SCHEDULES, keep_gradients, update
 from ddpmctl.core.power import PowerEMA
 from ddpmctl.core.transfer import send
 from ddpmctl.data.batches import Batches
@@ -220,13 +221,17 @@ def add_gradients(
         offset = torch.randn(n, x0.shape[1], 1, 1, generator=derived_generator(*draw, "offset"))[mine]
         eps = eps + diffusion.offset_noise * offset
     weights = drawn.weights[mine] if drawn.weights is not None else None
+    graphs = config.train.compile in CUDA_GRAPHS
 
     def accumulate(parts: int) -> Tensor:
         torch.manual_seed(derive_seed(*draw, "dropout", *ranks.own()))
         total = torch.zeros((), device=device)
         of_batch = (x0, drawn.t[mine], eps, label, weights)
         cut = (part.tensor_split(parts) if part is not None else [None] * parts for part in of_batch)
-        for x0_part, t_part, eps_part, label_part, weights_part in zip(*cut, strict=True):
+        for number, (x0_part, t_part, eps_part, label_part, weights_part) in enumerate(zip(*cut, strict=True)):
+            if graphs:  # seen on CPUs only, where there are none
+                keep_gradients(state.net.parameters() if number == 1 else ())
+                torch.compiler.cudagraph_mark_step_begin()  # what the part before has returned is done with
             on_device = send(label_part, device) if label_part is not None else None
             loss = denoising_loss(
                 denoiser, send(x0_part, device), t_part, send(eps_part, device), on_device,

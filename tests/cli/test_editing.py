@@ -236,7 +236,7 @@ REFUSED = {
     "no frames": ([*INTERPOLATE, "--frames", "0"], Exit.CONFIG, "--frames 0: must be 2 to 1000"),
     "a million frames": ([*INTERPOLATE, "--frames", "1M"], Exit.CONFIG, "--frames 1000000: must be 2 to 1000"),
     "frames that are none": ([*INTERPOLATE, "--frames", "few"], Exit.CONFIG, "--frames"),
-    "one picture": (["--interpolate", "a.png"], Exit.CONFIG, "--interpolate"),
+    "one picture": (["--interpolate", "a.png"], Exit.CONFIG, "--interpolate: needs A B, but after a.png comes nothing"),
     "a picture missing": (["--interpolate", "a.png", "no.png"], Exit.DATA, "no.png: cannot be read"),
     "a picture unreadable": (["--interpolate", "text.png", "a.png"], Exit.DATA, "text.png: not an image"),
     "interpolate by ddpm": ([*INTERPOLATE, "--sampler", "ddpm"], Exit.CONFIG, "use --sampler ddim"),

@@ -230,6 +230,13 @@ def test_shell_completion_knows_the_choices(tmp_path):
     assert done.returncode == 0 and "ddpmctl" in done.stdout
 
 
+def test_shell_completion_of_a_flag_that_waits_for_its_value():
+    found = run("sample", _DDPMCTL_COMPLETE="complete_bash", COMP_WORDS="ddpmctl sample run --sampler ", COMP_CWORD="4")
+    assert found.returncode == 0 and "dpm++sde" in found.stdout.split()
+    half = run("sample", _DDPMCTL_COMPLETE="complete_bash", COMP_WORDS="ddpmctl sample run --interpolate a.png ", COMP_CWORD="5")
+    assert half.returncode == 0 and not half.stderr
+
+
 def in_a_shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The exit code is that of ddpmctl, whatever stands behind the pipe."""
     return subprocess.run(
@@ -306,6 +313,9 @@ def test_it_runs_as_a_module_and_as_a_script():
         (["sample", "run", "-o", "--help"], "-o: needs PATH, but then comes the flag --help"),
         (["train", "photos", "--init-from", "--dry-run"], "--init-from: needs PATH, but then comes the flag --dry-run"),
         (["inspect", "run", "--json", "--debug", "--nothing"], "No such option"),
+        (["sample", "run", "--interpolate", "a.png"], "--interpolate: needs A B, but after a.png comes nothing -> write --interpolate A B"),
+        (["sample", "run", "--interpolate"], "--interpolate: needs A B, but then comes nothing"),
+        (["sample", "run", "-n"], "-n: needs COUNT, but then comes nothing"),
     ],
 )
 def test_a_flag_is_not_taken_for_the_value_of_another(words, told, capsys):

@@ -184,6 +184,23 @@ def test_a_file_that_is_broken_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.report.usable == 22 and [name for name, _ in found.report.bad] == ["dotted/00000003", "woven/00000004"]
 
 
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["rose/red", "lily"], ["rose-red", "lily"]),
+        (["a/b", "a-b"], ["a-b (2)", "a-b"]),
+        (["a-b", "a/b", "a//b", "a/-b"], ["a-b", "a-b (2)", "a--b", "a--b (2)"]),
+        (["a/b", "a-b", "a-b (2)"], ["a-b (3)", "a-b", "a-b (2)"]),
+        (["", "-", "/"], ["- (2)", "-", "- (3)"]),
+    ],
+)  # fmt: skip
+def test_classes_stay_apart_whatever_they_are_called(classes: list[str], names: list[str]) -> None:
+    assert named._names([0, -1, *range(len(classes))], classes, len(classes) + 2) == [
+        f"{names[0]}/00000000", "00000001", *(f"{name}/{i:08d}" for i, name in enumerate(names, start=2)),
+    ]  # fmt: skip
+    assert named._names([0], classes, 1) == [f"{names[0]}/00000000"]  # in a split that holds no other, too
+
+
 def hub(folder: Path, *, classes: bool = True) -> list[Image.Image]:
     """A folder with a parquet file, as data sets lie on the hub; its pictures."""
     datasets = pytest.importorskip("datasets")

@@ -1,8 +1,8 @@
-"""A command whose flags do not take each other for their values."""
+"""A command whose flags do not take each other for their values, and say what they lack."""
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 from typer.core import TyperCommand
@@ -14,8 +14,9 @@ class Command(TyperCommand):
     """As Typer has it, which reads ``--interpolate a.png -o out.png`` as the pictures ``a.png`` and ``-o``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises :class:`ConfigError` where a flag stands in place of another one's value; ``--out=-o`` is a value."""
-        self._check_values(ctx, args)
+        """Raises :class:`ConfigError` where a flag, or the end, stands in place of another one's value; ``--out=-o`` is a value."""
+        if not ctx.resilient_parsing:  # a line that a shell completes is not written to its end
+            self._check_values(ctx, args)
         return super().parse_args(ctx, args)
 
     def _check_values(self, ctx: Any, args: list[str]) -> None:
@@ -28,7 +29,8 @@ class Command(TyperCommand):
             if option is None or option.is_flag:
                 continue
             needs, when = option.metavar or "a value", "then"
-            for value in islice(words, option.nargs):
-                if value in flags:
-                    raise ConfigError(f"{word}: needs {needs}, but {when} comes the flag {value}", f"write {word} {needs}")
+            for value in islice(chain(words, repeat(None)), option.nargs):
+                if value is None or value in flags:
+                    comes = "comes nothing" if value is None else f"comes the flag {value}"
+                    raise ConfigError(f"{word}: needs {needs}, but {when} {comes}", f"write {word} {needs}")
                 when = f"after {value}"

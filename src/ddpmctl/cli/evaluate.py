@@ -9,13 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpmctl.checks import check_choices, check_counts, check_ema_length, check_guidance
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Devices, Quiet, choices, complete, reading, switch, tell_model, weights_text
 from ddpmctl.cli.together import devices_of, joined, spread_over
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
-
-_FEWEST, _MOST = 5, 200_000
 
 _HOW, _SHEET = "How", "Memorisation"
 
@@ -54,91 +51,26 @@ def evaluate(
 
     Example: `ddpmctl evaluate runs/photos held-out-photos/ -n 2048`
     """
-    from ddpmctl.errors import ConfigError
-    from ddpmctl.rows import row_names
+    from ddpmctl.evaluation.comparison import Comparison
+    from ddpmctl.plans import Recipe
 
-    check_choices({
-        "--features": (features, row_names("evaluation.features", "FEATURES")),
-        "--quality": (quality, row_names("plans", "QUALITIES")),
-        "--sampler": (sampler, row_names("core.samplers", "SAMPLERS")),
-        "--spacing": (spacing, row_names("core.spacing", "SPACINGS")),
-        "--weights": (weights, ("ema", "raw")), "--precision": (precision, ("fp32", "bf16", "fp16")),
-    })  # fmt: skip
-    counts = {"-n": n, "--steps": steps, "--batch-size": batch_size, "--sheet-of": sheet_of}
-    check_ema_length(ema_length, weights)
-    _check(counts, guidance, sheet, overwrite)
     console.set_quiet(quiet or as_json)
-    two_sets = _is_data(what)
-    of_models = {"--quality": quality, "--sampler": sampler, "--steps": steps, "--spacing": spacing, "--class": class_name,
-                 "--guidance": guidance if guidance != 1 else None, "--sheet": sheet, "--ema-length": ema_length}  # fmt: skip
-    for flag, value in (of_models if two_sets else {"--size": size}).items():
-        if value is not None:
-            why = "it is images: there is nothing to sample" if two_sets else "a checkpoint: it has its own size"
-            raise ConfigError(f"{flag}: {what}: {why}", f"leave {flag} out")
+    recipe = Recipe(quality, sampler, steps, spacing, guidance=guidance)
+    asked = Comparison(
+        what, data, recipe, n=n, features=features, feature_weights=feature_weights, class_name=class_name, seed=seed, weights=weights,
+        ema_length=ema_length, size=size, batch_size=batch_size, precision=precision, sheet=sheet, sheet_of=sheet_of,
+        overwrite=overwrite, cache=not no_cache,
+    )  # fmt: skip
     each = devices_of(devices, device)
     code = spread_over(each)
     if code is not None:
         return code
-    from ddpmctl.evaluation.facts import Settings, compare_data, evaluate_model, help_to_evaluate
-    from ddpmctl.evaluation.sets import Extractor
-
     with joined() as ranks:
-        target = ranks.device(device or "auto", each)
-        if two_sets:
-            if ranks.leads:
-                extractor = Extractor(features, target, feature_weights, batch_size)
-                settings = Settings(data, n, seed, extractor, lambda what: console.reading(what=what), cache=not no_cache)
-                _tell(compare_data(what, size, settings), as_json)
-            return 0
-        from ddpmctl.checkpoint import naming_a_good_one
-        from ddpmctl.plans import plan
-        from ddpmctl.runfolder import checkpoint_in
-        from ddpmctl.sampling import load_model
-
-        compared = Extractor(features, target, feature_weights, batch_size) if ranks.leads else None
-        with naming_a_good_one():
-            what = ranks.share(checkpoint_in(what) if ranks.leads else None)
-            model = load_model(what, str(target), weights=weights, ema_length=ema_length, precision=precision, guidance=guidance)
-        tell_model(model)
-        model.check_steps(steps)
-        way = plan(quality, sampler, steps, spacing)
-        if compared is None:
-            help_to_evaluate(model, way, class_name, n=n, seed=seed, batch_size=batch_size, ranks=ranks)
-            return 0
-        settings = Settings(data, n, seed, compared, lambda what: console.reading(what=what), cache=not no_cache)
-        facts = evaluate_model(
-            model, way, class_name, settings, weights=weights, ema_length=ema_length, batch_size=batch_size,
-            sheet_file=sheet, sheet_of=sheet_of, ranks=ranks,
-            on_smaller=lambda size: console.warn(f"out of memory: going on with {size} images at once"),
-        )  # fmt: skip
-        _tell(facts, as_json)
+        facts = asked.run(ranks, ranks.device(device or "auto", each), told=tell_model, warn=console.warn,
+                          bars=lambda what: console.reading(what=what))  # fmt: skip
+        if ranks.leads:
+            _tell(facts, as_json)
     return 0
-
-
-def _check(counts: dict[str, int | None], guidance: float, sheet: Path | None, overwrite: bool) -> None:
-    """Raise where a flag cannot be meant, before anything takes long."""
-    from ddpmctl.errors import ConfigError, OutputError
-    from ddpmctl.files import check_place
-
-    check_counts(counts)
-    n = counts["-n"] or 0
-    if not _FEWEST <= n <= _MOST:
-        raise ConfigError(f"-n {n:,}: must be {_FEWEST} to {_MOST:,}", "2048 or more tell models apart")
-    check_guidance(guidance)
-    if sheet is None:
-        return
-    if sheet.suffix.lower() != ".png":
-        raise ConfigError(f"--sheet {sheet}: must end in .png", f"--sheet {sheet.with_suffix('.png')}")
-    if sheet.exists() and not overwrite:
-        raise OutputError(f"{sheet}: exists", "choose another name, or add --overwrite")
-    check_place(sheet)
-
-
-def _is_data(what: Path) -> bool:
-    """Whether it is images that stand where a checkpoint may; a folder of checkpoints alone is none."""
-    from ddpmctl.inspection import kind_of
-
-    return kind_of(what) == "data" and not (what.is_dir() and any(what.glob("step-*.pt")))
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:

@@ -23,9 +23,9 @@ from ddpmctl.cli.options import (
     weights_text,
 )
 from ddpmctl.cli.showing import shower
-from ddpmctl.cli.starting import FRAMES, RESAMPLE, STRENGTH, beginning
 from ddpmctl.cli.together import devices_of, follows, joined, spread_over
 from ddpmctl.parsing import parse_count, parse_device, parse_shares
+from ddpmctl.starting import FRAMES, RESAMPLE, STRENGTH, beginning
 
 if TYPE_CHECKING:
     from ddpmctl.editing import Course
@@ -111,7 +111,7 @@ def sample(
         way = model.fitted(way, recipe)
         steps, n = way.steps, begun.n
         labels = model.labels_for(class_name, n)
-        course = begun.course(model, labels)
+        course = begun.course(model, labels, console.warn)
         grid = levels(model.denoiser.schedule, way, course)
         taken, states = len(grid) - 1, course.states(grid)
         guided = {"guidance": guidance, "guidance-interval": guidance_interval} if guidance != 1 else {}
@@ -130,7 +130,8 @@ def sample(
         console.note(f"{way.sampler}, {some} ({evaluations(way.sampler, states)} evaluations), {way.spacing} spacing,"
                      f" threshold {threshold},{told} {n} images of {model.image_shape[1]}x{model.image_shape[2]},"
                      f" {weights_text(weights, model.step, ema_length)}, {model.device}, {model.precision}")  # fmt: skip
-        course = begun.ready(course, model, grid, labels)
+        with console.reading(what="encoding") as progress:
+            course = begun.ready(course, model, grid, labels, progress)
         with output as target:
             _run(model, target, labels, way, course, ranks, seed=seed, options=options, batch_size=min(batch_size, n))
         console.note(f"saved: {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -83,3 +83,15 @@ def update(optimizer: torch.optim.Optimizer, bad: Tensor, divisor: Tensor | None
         if divisor is not None:
             torch._foreach_div_([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None], divisor)
         optimizer.step()
+
+
+def keep_gradients(parameters: Iterable[Tensor]) -> None:
+    """Move the gradients so far into memory of their own, before more is added to them.
+
+    What a CUDA graph returns lies in memory that its next run writes over, and autograd takes the first gradient of a parameter
+    as it comes: the second would be added to itself. PyTorch's maintainers copy likewise (issues 96693 and 169545 of
+    pytorch/pytorch, pull request 184153).
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,12 +190,29 @@ def _of_hf(named: Named) -> Members:
     return _rows(_names(numbers, classes, len(data)), read, (Path(file["filename"]) for file in data.cache_files), named)
 
 
-def _names(labels: Sequence[int] | None, classes: Sequence[str] | None, count: int) -> list[str]:
+def _names(labels: Sequence[int] | None, classes: Sequence[str] | None, images: int) -> list[str]:
     """A name for each image: its class, where it has one, and its number."""
     if labels is None:
-        return [f"{number:08d}" for number in range(count)]
-    known = {label: (classes[label] if classes else str(label)).replace("/", "-") or "-" for label in set(labels) if label >= 0}
+        return [f"{number:08d}" for number in range(images)]
+    folders = _folders(classes) if classes else None
+    known = {label: folders[label] if folders else str(label) for label in set(labels) if label >= 0}
     return [f"{known[label]}/{number:08d}" if label >= 0 else f"{number:08d}" for number, label in enumerate(labels)]
+
+
+def _folders(classes: Sequence[str]) -> list[str]:
+    """The classes as names without a slash, which is a dash in them; with a number where another class is called so.
+
+    Of all classes, not of those that a split holds, so that a class is called the same in each.
+    """
+    taken = {name for name in classes if name and "/" not in name}
+    found = []
+    for name in classes:
+        folder = plain = name.replace("/", "-") or "-"
+        if folder != name:
+            folder = next(text for text in chain([plain], (f"{plain} ({i})" for i in count(2))) if text not in taken)
+            taken.add(folder)
+        found.append(folder)
+    return found
 
 
 def _rows(names: list[str], read: Callable[[int], bytes], files: Iterable[Path], named: Named) -> Members:

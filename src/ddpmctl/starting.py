@@ -1,4 +1,4 @@
-"""What a sample begins with: pure noise, or pictures that flags of ``ddpmctl sample`` name.
+"""What a sample begins with: pure noise, or pictures that flags of ``ddpmctl sample`` name, or arguments of ``Model.sample``.
 
 Each kind is a :class:`Beginning`: its flags are checked and its files read before anything else is done, and once the
 model is known it says which :class:`ddpmctl.editing.Course` the sample takes.
@@ -7,11 +7,11 @@ model is known it says which :class:`ddpmctl.editing.Course` the sample takes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpmctl.checks import check_counts
-from ddpmctl.cli import console
 from ddpmctl.errors import ConfigError, DataError
 from ddpmctl.plans import INPAINTING, INTERPOLATION, Plan
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddpmctl.data.picture import Picture
+    from ddpmctl.data.report import Progress
     from ddpmctl.editing import Course
     from ddpmctl.outputs import Sink
     from ddpmctl.sampling import Model
@@ -74,13 +75,13 @@ class Beginning:
         """Images in a row of the grid, where the flag does not say."""
         return None
 
-    def course(self, model: Model, labels: list[int] | None) -> Course:
-        """The way that the sample takes."""
+    def course(self, model: Model, labels: list[int] | None, warn: Callable[[str], object]) -> Course:
+        """The way that the sample takes; ``warn`` is told what may not be meant."""
         from ddpmctl.editing import FROM_NOISE
 
         return FROM_NOISE
 
-    def ready(self, course: Course, model: Model, grid: list[int], labels: list[int] | None) -> Course:
+    def ready(self, course: Course, model: Model, grid: list[int], labels: list[int] | None, progress: Progress) -> Course:
         """That way once what takes time is done, which is after all else has been checked."""
         return course
 
@@ -103,7 +104,7 @@ class FromPicture(Beginning):
     def told(self) -> str:
         return f" from {self.picture.path} at strength {self.strength:g},"
 
-    def course(self, model: Model, labels: list[int] | None) -> Course:
+    def course(self, model: Model, labels: list[int] | None, warn: Callable[[str], object]) -> Course:
         from ddpmctl.editing import Start
 
         return Start(_fitted(self.picture, model), self.strength)
@@ -132,7 +133,7 @@ class Inpainting(Beginning):
     def told(self) -> str:
         return f" the white of {self.mask.path} in {self.picture.path}, each step {self.resample} times,"
 
-    def course(self, model: Model, labels: list[int] | None) -> Course:
+    def course(self, model: Model, labels: list[int] | None, warn: Callable[[str], object]) -> Course:
         from ddpmctl.editing import Inpaint
 
         size = model.image_shape[1:]
@@ -141,7 +142,7 @@ class Inpainting(Beginning):
             raise DataError(f"{self.mask.path}: nothing of it is white in {size[0]}x{size[1]} pixels, so nothing would be drawn",
                             "make white what is to be drawn anew, and black what is kept")  # fmt: skip
         if anew.all():
-            console.warn(f"{self.mask.path}: all of it is white, so nothing of {self.picture.path} is kept")
+            warn(f"{self.mask.path}: all of it is white, so nothing of {self.picture.path} is kept")
         return Inpaint(_fitted(self.picture, model), anew, self.resample)
 
 
@@ -178,17 +179,17 @@ class Interpolation(Beginning):
     def columns(self) -> int | None:
         return self.n
 
-    def course(self, model: Model, labels: list[int] | None) -> Course:
+    def course(self, model: Model, labels: list[int] | None, warn: Callable[[str], object]) -> Course:
         if labels is not None and len(set(labels)) > 1:
             raise ConfigError("--interpolate: the model draws several classes, and both pictures are to be of one",
                               f"name it with --class: {', '.join(model.class_names)}")  # fmt: skip
-        return super().course(model, labels)
+        return super().course(model, labels, warn)
 
-    def ready(self, course: Course, model: Model, grid: list[int], labels: list[int] | None) -> Course:
+    def ready(self, course: Course, model: Model, grid: list[int], labels: list[int] | None, progress: Progress) -> Course:
         from ddpmctl.editing import frames_between
 
-        with console.bar("encoding", 2 * (len(grid) - 1)) as bar:
-            a, b = (_encoded(picture, model, grid, labels, lambda: bar.update(bar.done + 1)) for picture in self.pair)
+        done, total = count(1), 2 * (len(grid) - 1)
+        a, b = (_encoded(picture, model, grid, labels, lambda: progress(next(done), total)) for picture in self.pair)
         return frames_between(a, b, self.n)
 
 
