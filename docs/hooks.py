@@ -18,13 +18,14 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = {"benchmarks/RESULTS.md": "benchmarks.md", "benchmarks/RESULTS-avx2.md": "benchmarks-avx2.md"}
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages and pictures that are made, not written."""
     made: dict[str, str | bytes] = {
         "index.md": moved((ROOT / "README.md").read_text("utf-8"), "docs/"),
-        "benchmarks.md": moved((ROOT / "benchmarks" / "RESULTS.md").read_text("utf-8"), "../docs/"),
+        **{page: moved((ROOT / file).read_text("utf-8"), "../docs/") for file, page in BENCHMARKS.items()},
         "commands.md": commands(),
         "run-file.md": run_file(),
         **tutorial((ROOT / "docs" / "tutorial.md").read_text("utf-8")),
@@ -36,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links to files of the repository that are no pages become their names, and formulas what browsers draw by themselves."""
-    if page.file.src_uri not in ("index.md", "benchmarks.md"):
+    if page.file.src_uri not in ("index.md", *BENCHMARKS.values()):
         markdown = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", markdown)
     markdown = re.sub(r"\\\[(.+?)\\\]", lambda found: f"<p>{convert(found[1], display='block')}</p>", markdown, flags=re.DOTALL)
     return re.sub(r"\\\((.+?)\\\)", lambda found: f"<span>{convert(found[1])}</span>", markdown, flags=re.DOTALL)
@@ -51,7 +52,9 @@ def moved(text: str, docs: str) -> str:
             return found[0]
         if target.startswith(docs):
             return f"{image}[{title}]({target.removeprefix(docs)})"
-        return {"benchmarks/RESULTS.md": f"[{title}](benchmarks.md)"}.get(target, f"`{target}`" if title == target else title)
+        if f"benchmarks/{Path(target).name}" in BENCHMARKS:
+            return f"[{title}]({BENCHMARKS[f'benchmarks/{Path(target).name}']})"
+        return f"`{target}`" if title == target else title
 
     return re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", link, text)
 

@@ -238,7 +238,6 @@ def test_wandb_goes_on_with_the_same_run(photos: Path, tiny: Path, monkeypatch: 
     assert [row["step"] for row in history if "samples" in row] == [4, 6, 8]
 
 
-@pytest.mark.slow
 def test_mlflow_goes_on_with_the_same_run(photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/mlflow.db")
