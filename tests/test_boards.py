@@ -225,11 +225,12 @@ def wandb_history(run: Path) -> tuple[set[str], list[dict[str, Any]]]:
 
 
 def test_wandb_goes_on_with_the_same_run(photos: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert main(["train", str(photos), "-c", str(tiny), "--out", "run", "--log", "wandb", "-q"]) == 0
     assert main(["train", "--resume", "run", "--steps", "8", "-q"]) == 0
+    wandb.teardown()  # its other process writes the end of the file after run.finish() has returned: wait for that
     ids, history = wandb_history(Path("run"))
     assert ids == {json.loads(Path("run/boards.json").read_bytes())["wandb"]["id"]}
     shown = {row["step"]: {key: row[key] for key in numbers(of)} for row in history if "loss" in row for of in rows(Path("run")) if of["step"] == str(row["step"])}
