@@ -54,6 +54,7 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     state, denoiser, batches, *_ = new_learner(config, dataset, device)
     steps, begun = train_steps(state, denoiser, batches, config, ranks), False
     with ExitStack() as training:
+        training.callback(batches.close)
         while True:
             word, parts = ranks.listen()
             if word == Word.END:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.data.dataset import ImageDataset
-from ddpmctl.evaluation.distances import check_enough, kid
+from ddpmctl.errors import ConfigError
+from ddpmctl.evaluation.distances import FEWEST, check_enough, kid
 from ddpmctl.evaluation.features import extract, load_features
 from ddpmctl.evaluation.sets import chosen
 from ddpmctl.events import Busy
@@ -34,12 +35,14 @@ class Scored(NamedTuple):
 class Scoring:
     """Compares ``n`` samples, the first of which the grid shows, with as many images of ``dataset``, always the same ones.
 
-    ``n`` is cut to how many of those there are. Raises :class:`ConfigError` where the extra ``metrics`` is missing,
+    ``n`` is cut to how many of those there are; of shards, those held out. Raises :class:`ConfigError` where the extra ``metrics`` is missing,
     :class:`DataError` for too few images.
     """
 
     def __init__(self, dataset: ImageDataset, n: int, seed: int, device: torch.device) -> None:
         self.dataset, self.n, self.seed, self.device = dataset, min(n, len(dataset)), seed, device
+        if dataset.stream and self.n < FEWEST:
+            raise ConfigError(f"train.evaluate_every: KID compares with the held-out images of shards, and there are {self.n}", "raise data.holdout")
         check_enough(self.n)
         self.net = load_features(FEATURES, device)
         self._real: Tensor | None = None
