@@ -142,7 +142,7 @@ def open_stream(
     held = spread(share, counts)
     stream = Stream(shards, held, size, channels, class_names, config)
     first = [max(pair) for pair in zip(held, spread(min(most, sum(counts)), counts), strict=True)]
-    good, kept, bad, labels = [], list[int](), list[tuple[str, str]](), list[int]()
+    good, kept, bad, labels = list[torch.Tensor](), list[int](), list[tuple[str, str]](), list[int]()
     flags = chain.from_iterable([place < part for place in range(count)] for part, count in zip(held, first, strict=True))
     with quiet(), closing(stream.decoded(first_of(shards, first))) as decoded:
         for image, is_held in zip(decoded, flags, strict=True):
