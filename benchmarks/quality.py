@@ -2,9 +2,10 @@
 
     python benchmarks/quality.py TRAIN HELDOUT --config examples/fashion-5min.yaml
 
-TRAIN and HELDOUT are folders or zips of images in class folders. Every number is KID in the features of
-efficientnet-lite0 against all of HELDOUT, with its standard deviation over subsets. What is measured goes into
-OUT/results.json at once: after a stop the same command goes on. The tables come out as OUT/QUALITY.md, with grids beside it.
+TRAIN and HELDOUT are folders or zips of images in class folders. Every number is KID against all of HELDOUT, with its standard
+deviation over subsets: in the features of efficientnet-lite0, and in the scores (logits) that it gives to classes, a scale of
+its own. What is measured goes into OUT/results.json at once: after a stop the same command goes on. The tables come out as
+OUT/QUALITY.md, with grids beside it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ LENGTHS = (0.02, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25)
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 CHECKPOINTS = 5
 SNAPSHOTS = 32
+MEASURED = ["KID", "KID of scores", "samples"]
 CPU = torch.device("cpu")
 
 
@@ -96,8 +98,8 @@ class Classifier(nn.Sequential):
 class Bench:
     """Measures cases of one run, each once."""
 
-    def __init__(self, run: Path, train: Path, heldout: Path, out: Path, n: int, n_slow: int) -> None:
-        self.run, self.out, self.n, self.n_slow = run, out, n, n_slow
+    def __init__(self, run: Path, train: Path, heldout: Path, out: Path, n: int, n_slow: int, precision: str) -> None:
+        self.run, self.out, self.n, self.n_slow, self.precision = run, out, n, n_slow, precision
         self.file = out / "results.json"
         self.results: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
         model = load_model(run, "cpu")
@@ -105,7 +107,7 @@ class Bench:
         self.conditional = bool(model.class_names)
         self.net = load_features("efficientnet-lite0", CPU)
         held = data_of(model, heldout)
-        self.real = extract(held.images, self.net, CPU).double()
+        self.real = self._features(held.images)
         self.classifier, self.real_accuracy = None, float("nan")
         if self.conditional:
             assert held.labels is not None
@@ -114,7 +116,7 @@ class Bench:
             print(f"classifier: {self.real_accuracy:.1%} of held-out images right", flush=True)
 
     def __call__(self, case: Case) -> dict[str, Any]:
-        """KID, its spread, seconds, and the classifier's accuracy."""
+        """KID and its spread in features and in scores, seconds, and the classifier's accuracy."""
         if case.name() in self.results:
             return self.results[case.name()]
         n = self.n_slow if case.way.steps_of(self.timesteps) > max(FEW_STEPS) else self.n
@@ -123,24 +125,33 @@ class Bench:
         samples = draw(model, n, case.way, seed=1, labels=labels, batch_size=100,
                        on_smaller=lambda size: None, progress=lambda done, total: None)  # fmt: skip
         seconds = time.perf_counter() - start
-        features = extract(samples, self.net, CPU).double()
-        mean, spread = kid(features, self.real, min(SUBSET_SIZE, n // 2), 0)
+        features, size = self._features(samples), min(SUBSET_SIZE, n // 2)
+        (mean, spread), (scores, scores_spread) = (kid(ours, real, size, 0) for ours, real in zip(features, self.real, strict=True))
         accuracy = self.classifier.accuracy(samples, torch.tensor(labels)) if self.classifier and labels else None
         save_png(self.out / f"{case.name()}.png", grid(samples[:60], columns=10, scale=2))
-        found = {"kid": mean, "spread": spread, "n": n, "seconds": seconds, "accuracy": accuracy}
+        found = {"kid": mean, "spread": spread, "scores": scores, "scores_spread": scores_spread,
+                 "n": n, "seconds": seconds, "accuracy": accuracy}  # fmt: skip
         self.results[case.name()] = found
         self.file.write_text(json.dumps(self.results, indent=1))
-        print(f"{case.name():<32} KID {mean:.5f} +- {spread:.5f} of {n:,}, {time_text(seconds)}", flush=True)
+        print(f"{case.name():<32} KID {mean:.5f} +- {spread:.5f}, of scores {scores:.3f} +- {scores_spread:.3f}, "
+              f"{n:,} samples, {time_text(seconds)}", flush=True)  # fmt: skip
         return found
 
     def _model(self, case: Case) -> Model:
         path = self.run / "checkpoints" / f"step-{case.step:08d}.pt" if case.step else self.run
-        return load_model(path, "cpu", ema_length=case.length, guidance=case.guidance)
+        return load_model(path, "cpu", ema_length=case.length, guidance=case.guidance, precision=self.precision)
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, 1280) and scores (N, 1000) of ``images``, float64."""
+        features = extract(images, self.net, CPU)
+        with torch.no_grad():
+            return features.double(), self.net.net._fc(features).double()
 
     def row(self, first: object, case: Case) -> list[object]:
-        """Cells of a table."""
+        """Cells of a table: those of :data:`MEASURED` after the first."""
         found = self(case)
-        return [first, f"{found['kid']:.5f} ± {found['spread']:.5f}", f"{found['n']:,}"]
+        return [first, f"{found['kid']:.4f} ± {found['spread']:.4f}", f"{found['scores']:.3f} ± {found['scores_spread']:.3f}",
+                f"{found['n']:,}"]  # fmt: skip
 
 
 def table(heads: list[str], rows: list[list[object]]) -> str:
@@ -150,29 +161,31 @@ def table(heads: list[str], rows: list[list[object]]) -> str:
 
 
 def by_sampler(bench: Bench) -> str:
-    """Quality against steps."""
-    slow = Case(Plan("ddpm", None, "linear"))
-    rows = [[f"ddpm, {bench.timesteps} steps", bench.timesteps, *bench.row("", slow)[1:]]]
+    """Quality against steps, and against all T steps of ddpm."""
+    rows = []
     for sampler in SAMPLERS:
         for steps in FEW_STEPS:
             taken = -(-steps // 2) if sampler == "heun" else steps  # two evaluations a step, and one at the end
-            way = Plan(sampler, taken, USUAL[sampler].spacing)
-            rows.append([f"{sampler}, {taken} steps, {way.spacing}", evaluations(sampler, taken), *bench.row("", Case(way))[1:]])
-    return table(["sampler", "evaluations", "KID", "samples"], rows)
+            case = Case(Plan(sampler, taken, USUAL[sampler].spacing))
+            rows.append([f"{sampler}, {taken} steps, {case.way.spacing}", evaluations(sampler, taken), *bench.row("", case)[1:], case])
+    slow = Case(Plan("ddpm", None, "linear"))  # last: it takes longer than all others together
+    rows.append([f"ddpm, {bench.timesteps} steps", bench.timesteps, *bench.row("", slow)[1:], slow])
+    most = bench(slow)["kid"]
+    cells = [[*cells, f"{bench(case)['kid'] / most - 1:+.0%}"] for *cells, case in rows]
+    return table(["sampler", "evaluations", *MEASURED, f"KID, against ddpm of {bench.timesteps} steps"], cells)
 
 
 def by_time(bench: Bench) -> str:
     """Quality against steps trained."""
     steps = sorted(step_of(file) for file in files_in(bench.run / "checkpoints"))
-    rows = [bench.row(f"{step:,}", Case(USUAL["dpm++"], step=step)) for step in steps]
-    return table(["steps trained", "KID", "samples"], rows)
+    return table(["steps trained", *MEASURED], [bench.row(f"{step:,}", Case(USUAL["dpm++"], step=step)) for step in steps])
 
 
 def by_length(bench: Bench) -> str:
     """Quality against the length of the average."""
     usual = bench.row("usual (train.ema_decay)", Case(USUAL["dpm++"]))
     rows = [usual, *(bench.row(f"{length:g}", Case(USUAL["dpm++"], length=length)) for length in LENGTHS)]
-    return table(["ema length", "KID", "samples"], rows)
+    return table(["ema length", *MEASURED], rows)
 
 
 def by_guidance(bench: Bench) -> str:
@@ -181,8 +194,8 @@ def by_guidance(bench: Bench) -> str:
     for weight in GUIDANCES:
         case = Case(USUAL["dpm++"], guidance=weight)
         rows.append([*bench.row(f"{weight:g}", case), f"{bench(case)['accuracy']:.1%}"])
-    rows.append(["held-out images", "", f"{len(bench.real):,}", f"{bench.real_accuracy:.1%}"])
-    return table(["guidance", "KID", "samples", "in their class"], rows)
+    rows.append(["held-out images", "", "", f"{len(bench.real[0]):,}", f"{bench.real_accuracy:.1%}"])
+    return table(["guidance", *MEASURED, "in their class"], rows)
 
 
 def train(data: Path, config: Path, out: Path) -> Path:
@@ -209,11 +222,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("-n", type=int, default=2000, help="samples of each row")
     parser.add_argument("--n-slow", type=int, default=500, help="samples of rows of more than 50 steps")
+    parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network  [default: fp32]")
     options = parser.parse_args()
     print("training takes what the run file says; the tables about two hours on two cores, with --n-slow 500", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(train(options.train, options.config, options.out), options.train, options.heldout, options.out,
-                  options.n, options.n_slow)  # fmt: skip
+                  options.n, options.n_slow, options.precision)  # fmt: skip
     parts: dict[str, Callable[[Bench], str]] = {"By time trained": by_time, "By length of the average": by_length}
     if bench.conditional:
         parts["By guidance"] = by_guidance

@@ -27,6 +27,8 @@ from contestants import PRODUCT_FLOPS, Setting, config_of
 from harness import by_turns, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpmctl.build import precision_name, resolve_precision
+
 HERE = Path(__file__).parent
 PEERS = ("diffusers", "denoising_diffusion_pytorch")
 QUICKSTART = Setting(base=24, mults=(1, 2, 4), blocks=1, dropout=0.0, channels=1, size=28, groups=8, attention=2, device="cpu")
@@ -61,22 +63,27 @@ def flops(setting: Setting) -> float:
     return counter.get_total_flops()
 
 
+def quick(device: str) -> str:
+    """The precision that is fast on ``device``: bf16 or fp32. Where bf16 is slow, it is so by up to a hundred times."""
+    return precision_name(resolve_precision("auto", torch.device(device)))
+
+
 def training(scale: Scale) -> str:
     """A training step."""
-    setting = scale.paper
+    setting, kind = scale.paper, quick(scale.paper.device)
     peers = ["plain PyTorch, fp32", "diffusers, fp32", "denoising-diffusion-pytorch, fp32"]
-    names = ["ddpmctl", "ddpmctl, fp32", *peers, "diffusers, bf16 autocast", "matrix product, bf16"]
-    found = by_turns(names, setting, rounds=scale.rounds)
-    limit, best = PRODUCT_FLOPS / found.pop("matrix product, bf16").seconds, min(found[name].seconds for name in peers)
+    product, others = f"matrix product, {kind}", ["ddpmctl, fp32", "diffusers, bf16 autocast"] if kind == "bf16" else []
+    found = by_turns(["ddpmctl", *peers, *others, product], setting, rounds=scale.rounds)
+    limit, best = PRODUCT_FLOPS / found.pop(product).seconds, min(found[name].seconds for name in peers)
     work = 3 * flops(setting) * setting.batch
     rows = []
     for name, timed in found.items():
         share = "" if name == "denoising-diffusion-pytorch, fp32" else f"{work / timed.seconds / limit:.2f}"  # another network
         rows.append([name, f"{setting.batch / timed.seconds:.2f}", f"{best / timed.seconds:.2f}", share,
                      f"{timed.memory / 2**30:.2f}", f"{timed.memory / found['diffusers, fp32'].memory:.2f}"])  # fmt: skip
-    text = f"The machine's bf16 matrix product: {limit / 1e9:.0f} GFLOP/s. A batch of {setting.batch} takes {work / 1e9:.0f} GFLOP.\n\n"
+    text = f"The machine's {kind} matrix product: {limit / 1e9:.0f} GFLOP/s. A batch of {setting.batch} takes {work / 1e9:.0f} GFLOP.\n\n"
     return text + table(
-        ["trainer", "images/s", "ratio to the best fp32 peer", "share of bf16 product", "peak memory, GiB", "ratio to diffusers"], rows
+        ["trainer", "images/s", "ratio to the best fp32 peer", f"share of {kind} product", "peak memory, GiB", "ratio to diffusers"], rows
     )
 
 
@@ -87,9 +94,10 @@ def evaluation(scale: Scale) -> str:
     """
     from contestants import EVALUATORS, PRODUCTS
 
-    setting = scale.paper._replace(batch=4 * scale.paper.batch)
-    names = ["ddpmctl, bf16", "ddpmctl, fp32", "diffusers, fp32", "diffusers, bf16"]
-    works = {**{name: EVALUATORS[name](setting) for name in names}, "product": PRODUCTS["matrix product, bf16"](setting)}
+    setting, kind = scale.paper._replace(batch=4 * scale.paper.batch), quick(scale.paper.device)
+    peers = ["diffusers, fp32", *(["diffusers, bf16"] if kind == "bf16" else [])]
+    names = [peer.replace("diffusers", "ddpmctl") for peer in reversed(peers)] + peers
+    works = {**{name: EVALUATORS[name](setting) for name in names}, "product": PRODUCTS[f"matrix product, {kind}"](setting)}
     wait = torch.cuda.synchronize if setting.device.startswith("cuda") else lambda: None
     trials: dict[str, list[float]] = {name: [] for name in works}
     with torch.inference_mode():
@@ -100,16 +108,17 @@ def evaluation(scale: Scale) -> str:
                 trials[name] += [taken] if turn else []  # the first turn finds everything cold
     found = {name: statistics.median(taken) for name, taken in trials.items()}
     limit = found.pop("product") / PRODUCT_FLOPS * flops(setting) * setting.batch
-    rows = [[name, f"{taken:.2f}", *(f"{found[peer] / taken:.2f}" for peer in names[2:])] for name, taken in found.items()]
-    head = ["network", f"seconds for {setting.batch} images", "times diffusers fp32", "times diffusers bf16"]
-    return table(head, [*rows, ["limit: bf16 matrix product", f"{limit:.2f}", *(f"{found[p] / limit:.2f}" for p in names[2:])]])
+    rows = [[name, f"{taken:.2f}", *(f"{found[peer] / taken:.2f}" for peer in peers)] for name, taken in found.items()]
+    head = ["network", f"seconds for {setting.batch} images", *(f"times {peer.replace(',', '')}" for peer in peers)]
+    return table(head, [*rows, [f"limit: {kind} matrix product", f"{limit:.2f}", *(f"{found[p] / limit:.2f}" for p in peers)]])
 
 
 def parts(scale: Scale) -> str:
     """What our own layers, and the choices that were left, are worth."""
     rows = []
     for label, setting in (("quickstart", QUICKSTART), ("CIFAR-10", scale.paper)):
-        names = ["ddpmctl, bf16", "ddpmctl, without core/fast.py", "ddpmctl, fp32", "ddpmctl, torch.compile"]
+        half = ["ddpmctl, bf16"] if quick(setting.device) == "bf16" else []
+        names = [*half, "ddpmctl, without core/fast.py", "ddpmctl, fp32", "ddpmctl, torch.compile"]
         for name, timed in by_turns(names, setting, rounds=scale.rounds).items():
             rows.append([label, name, f"{setting.batch / timed.seconds:.2f}"])
     return table(["network", "trainer", "images/s"], rows)
@@ -186,12 +195,12 @@ def linearity(scale: Scale) -> str:
 
 
 def profiles(scale: Scale) -> str:
-    """Top ten operators of a training step, with PyTorch's layers and with ours, bf16."""
+    """Top ten operators of a training step, with PyTorch's layers and with ours."""
     from contestants import TRAINERS
     from torch.profiler import ProfilerActivity, profile
 
     text = ""
-    for title, name in (("After", "ddpmctl, bf16"), ("Before: PyTorch's own layers", "ddpmctl, without core/fast.py")):
+    for title, name in (("After", "ddpmctl"), ("Before: PyTorch's own layers", "ddpmctl, without core/fast.py")):
         steps = TRAINERS[name](scale.paper)
         for _ in range(2):
             next(steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ddpmctl import build
 from ddpmctl.build import build_denoiser, build_net, place, round_once
 from ddpmctl.config import RunConfig
 
@@ -29,3 +30,11 @@ def test_in_float32_nothing_is_rounded():
     before = {name: p.clone() for name, p in net.named_parameters()}
     assert round_once(net, None) is net
     assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in net.named_parameters())
+
+
+def test_how_much_slower_a_precision_is(monkeypatch):
+    cpu = torch.device("cpu")
+    assert build.times_slower(None, cpu) == build.times_slower(torch.bfloat16, torch.device("meta")) == 1
+    assert build.times_slower(torch.bfloat16, cpu) > 0
+    monkeypatch.setattr(build, "_product_seconds", lambda dtype, *size: {torch.float32: 2.0, torch.float16: 5.0}[dtype])
+    assert build.times_slower(torch.float16, cpu) == 2.5

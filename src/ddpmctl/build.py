@@ -59,6 +59,13 @@ def _bf16_pays(device: torch.device) -> bool:
     )
 
 
+def times_slower(autocast: torch.dtype | None, device: torch.device) -> float:
+    """How many times as long as in float32 a matrix product takes in ``autocast`` on a CPU; 1 on other devices."""
+    if autocast is None or device.type != "cpu":
+        return 1.0
+    return _product_seconds(autocast, 256, 3) / _product_seconds(torch.float32, 256, 3)
+
+
 def _product_seconds(dtype: torch.dtype, size: int = 512, trials: int = 20) -> float:
     """Shortest time of a matrix product, in seconds."""
     matrix = torch.ones(size, size, dtype=dtype)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ddpmctl.build import precision_name, times_slower
 from ddpmctl.core.losses import denoising_loss
 from ddpmctl.events import Notice
 from ddpmctl.memory import available_bytes, peak_bytes
@@ -15,6 +16,9 @@ from ddpmctl.training import add_gradients, restore, room_for_moments
 
 _SMALL, _LARGE = 2, 4
 """Images of the two trials from which the need of a whole batch is reckoned."""
+
+_SLOW = 3.0
+"""Below that a network may still gain what its products lose, for its numbers take half the memory."""
 
 _MARGIN = 0.9
 """Share of the free memory that a step may take."""
@@ -27,6 +31,10 @@ def preflight(run: Run) -> Iterator[Notice]:
     say that there is too little of it, but end the process. Raises the device's own error when one image is too much.
     """
     buffers = [buffer.clone() for buffer in run.state.buffers]
+    slower = times_slower(run.autocast, run.device)
+    if slower > _SLOW:
+        name = precision_name(run.autocast)
+        yield Notice(f"precision {name}: this processor takes {slower:.0f} times as long in it as in float32: --precision fp32 is faster")
     if run.device.type == "cpu":
         yield from _fit_main_memory(run)
     parts, at_once = run.state.parts, run.grid.batch_size

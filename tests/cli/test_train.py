@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ddpmctl import checkpoint
+from ddpmctl import checkpoint, preflight
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from helpers import spoil_gradients, write_images
@@ -412,3 +412,11 @@ def test_a_weighting_changes_training_and_not_the_held_out_loss(photos, tiny):
     [uniform], [weighted] = rows(Path("uniform")), rows(Path("weighted"))
     assert float(weighted["loss"]) < float(uniform["loss"]), "weights of eps are at most 1"
     assert float(weighted["val_loss"]) == pytest.approx(float(uniform["val_loss"]), rel=0.01)
+
+
+def test_a_precision_that_is_slow_on_this_processor_is_told(photos, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "times_slower", lambda autocast, device: 130.4 if autocast else 1.0)
+    for precision in ("bf16", "fp32"):
+        assert main(["train", str(photos), "-c", str(tiny), "--steps", "1", "--precision", precision, "--out", precision]) == 0
+        told = "precision bf16: this processor takes 130 times as long" in " ".join(capsys.readouterr().err.split())
+        assert told == (precision == "bf16")

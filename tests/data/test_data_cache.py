@@ -24,7 +24,7 @@ from PIL import Image
 
 from ddpmctl.config import DataConfig
 from ddpmctl.data import cache as cache_module
-from ddpmctl.data import decode, draft, entry, reading, records
+from ddpmctl.data import decode, draft, entry, headers, reading, records
 from ddpmctl.data.cache import Cache, parse_bytes
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.errors import ConfigError, DataError
@@ -42,13 +42,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of files in the order in which they are read, from now on."""
     names: list[str] = []
-    read = reading.Reader.read
+    read, look = reading.Reader.read, headers.headers_of
 
-    def note(self: reading.Reader, name: str, most: int = 0) -> bytes:
+    def note(self: reading.Reader, name: str) -> bytes:
         names.append(name)
-        return read(self, name, most)
+        return read(self, name)
+
+    def glance(root: str, these: list[str], stamps: list[list[int]]) -> list[tuple[object, ...] | None]:
+        names.extend(these)
+        return look(root, these, stamps)
 
     monkeypatch.setattr(reading.Reader, "read", note)
+    monkeypatch.setattr(headers, "headers_of", glance)
     return names
 
 

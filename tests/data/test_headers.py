@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
+import marshal
 import random
+from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
 
+from ddpmctl.data import headers
+from ddpmctl.data import survey as module
 from ddpmctl.data.decode import probe
 from ddpmctl.data.formats import BadImage
-from ddpmctl.data.headers import HEADER_BYTES, plain_header
+from ddpmctl.data.headers import HEADER_BYTES, headers_of, plain_header
+from ddpmctl.data.pool import elsewhere
+from ddpmctl.data.scan import find_images
+from ddpmctl.data.stamps import stamp
+from ddpmctl.data.survey import survey
 
 
 def encode(mode: str, form: str, size: tuple[int, int] = (9, 7), **options: object) -> bytes:
@@ -98,3 +106,40 @@ def test_bombs_and_images_of_no_pixels_are_left_to_pillow() -> None:
     assert plain_header(bytes(raw)) is None
     with pytest.raises(BadImage):
         probe(bytes(raw))
+
+
+def test_headers_of_files_in_a_process_of_their_own(tmp_path: Path) -> None:
+    """As here: of plain files what Pillow says, and nothing of files that are odd, gone, changed, cut or no files."""
+    for number, raw in enumerate([*PLAIN.values(), *ODD.values()]):
+        (tmp_path / f"{number:02}\udce9.png").write_bytes(raw)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    marks = [list(stamp(str(tmp_path / name))) for name in names]
+    names += ["gone.png", names[0], "folder"]
+    (tmp_path / "folder").mkdir()
+    marks += [[5, 1, 1], [marks[0][0], marks[0][1] + 1, marks[0][2]], list(stamp(str(tmp_path / "folder")))]
+    found = headers_of(str(tmp_path), names, marks)
+    assert found == [*map(probe, PLAIN.values()), *[None] * (len(ODD) + 3)]
+    assert marshal.loads(elsewhere(headers.__file__, str(tmp_path), names, marks)) == found
+    assert headers_of(str(tmp_path / "gone"), names, marks) == [None] * len(names)
+
+
+def test_a_program_that_fails_answers_nothing(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("import sys\nsys.stdout.write('half an answer')\nsys.exit(1)")
+    assert elsewhere(str(tmp_path / "fails.py"), 1) == b""
+    assert elsewhere(headers.__file__, "one thing too few") == b""
+
+
+def test_headers_of_many_files_are_the_same_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, raw in enumerate([*PLAIN.values(), *ODD.values()] * 3):
+        (tmp_path / f"{number:03}.png").write_bytes(raw)
+    listing = find_images(tmp_path)
+    here = survey(listing)
+    asked = []
+    monkeypatch.setattr(module, "_FIRST", 5)
+    monkeypatch.setattr(module, "_PORTION", 7)
+    monkeypatch.setattr(module, "elsewhere", lambda *request: asked.append(request) or elsewhere(*request))
+    assert survey(listing) == here and len(asked) > 3
+    monkeypatch.setattr(module, "elsewhere", lambda *request: b"")
+    assert survey(listing) == here
+    first = survey(listing, enough=lambda seen: not seen.grey)
+    assert (first.usable, first.total) == (1, 1) or first.usable < here.usable

@@ -34,6 +34,15 @@ def test_efficientnet_is_the_same_again_and_in_any_batch():
     assert torch.equal(extract(grey, net, CPU), extract(grey.repeat(1, 3, 1, 1), net, CPU))
 
 
+def test_logits_are_those_of_the_whole_network():
+    net, data = load_features("efficientnet-lite0-logits", CPU), images(2, size=(224, 224))
+    found = extract(data, net, CPU)
+    assert found.shape == (2, FEATURES["efficientnet-lite0-logits"].dimension)
+    with torch.no_grad():
+        theirs = net.net((data.float() - 127) / 128)
+    torch.testing.assert_close(found, theirs, rtol=0, atol=1e-4)
+
+
 def test_transparency_is_laid_on_white():
     data = images(3, 4)
     data[0, 3], data[1, 3] = 255, 0

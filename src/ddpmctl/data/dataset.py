@@ -15,10 +15,11 @@ import torch
 
 from ddpmctl.config import DataConfig
 from ddpmctl.data.cache import Cache
-from ddpmctl.data.decode import Pixels, Probe, examine, parse_colour, probe
+from ddpmctl.data.decode import Pixels, examine, parse_colour, probe
 from ddpmctl.data.draft import Lost
 from ddpmctl.data.entry import About
 from ddpmctl.data.formats import BadImage
+from ddpmctl.data.headers import Probe
 from ddpmctl.data.named import whole
 from ddpmctl.data.names import read_shards
 from ddpmctl.data.pixels import PixelRows

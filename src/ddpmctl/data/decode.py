@@ -15,20 +15,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 from ddpmctl.data.formats import FORMATS, BadImage
+from ddpmctl.data.headers import MAX_PIXELS, Probe
 from ddpmctl.data.modes import Fill, fill_value, is_grey, to_eight_bit, to_mode
 from ddpmctl.errors import ConfigError
 from ddpmctl.parsing import shown
 from ddpmctl.rows import nearest
-
-MAX_PIXELS = 178_956_970
-"""Largest image that is decoded: where Pillow itself speaks of a decompression bomb."""
 
 # Images above this many pixels are decoded one at a time, so that memory does not grow with the threads.
 _HUGE = 25_000_000
@@ -89,21 +86,6 @@ FITS: dict[str, Callable[[Image.Image, tuple[int, int], Fill], Image.Image]] = {
     "pad": _pad,
     "stretch": _stretch,
 }
-
-
-class Probe(NamedTuple):
-    """What the header says.
-
-    ``size``: (height, width) once upright. ``animated``: the file holds more pictures, of which the first is
-    used. ``grey``: no colour by its mode or palette. ``alpha``: pixels can be transparent.
-    """
-
-    mode: str
-    size: tuple[int, int]
-    format: str
-    animated: bool
-    grey: bool
-    alpha: bool
 
 
 @cache

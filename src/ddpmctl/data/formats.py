@@ -40,9 +40,9 @@ class BadImage(Exception):
         self.reason, self.lasting = reason, lasting
 
 
-def read_file(path: str | Path, most: int = 0) -> bytes:
-    """The bytes of a file, or with ``most`` so many of them; raises :class:`BadImage` for more than a file may have, and ``OSError``."""
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file; raises :class:`BadImage` for more than a file may have, and ``OSError``."""
     with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - there may be a million
         if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
             raise BadImage(f"more than {MAX_FILE_BYTES // 2**20} MiB")
-        return stream.read(most) if most else stream.readall()
+        return stream.readall()

@@ -1,17 +1,39 @@
 """What the header of a plain PNG or JPEG says, read by hand: twenty times faster than by Pillow, for a million files.
 
 Only what is certain to be what Pillow says is answered; for everything else there is :func:`ddpmctl.data.decode.probe`.
+Run as a program it reads those of the files that it is given on stdin, for :mod:`ddpmctl.data.survey`; so it imports little.
 """
 
 from __future__ import annotations
 
+import marshal
+import os
 import struct
+import sys
+from typing import NamedTuple
 from zlib import crc32
-
-from ddpmctl.data.decode import MAX_PIXELS, Probe
 
 HEADER_BYTES = 2**16
 """How much of a file is read for its header, and all of a smaller one."""
+
+MAX_PIXELS = 178_956_970
+"""Largest image that is decoded: where Pillow itself speaks of a decompression bomb."""
+
+
+class Probe(NamedTuple):
+    """What the header says.
+
+    ``size``: (height, width) once upright. ``animated``: the file holds more pictures, of which the first is
+    used. ``grey``: no colour by its mode or palette. ``alpha``: pixels can be transparent.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    format: str
+    animated: bool
+    grey: bool
+    alpha: bool
+
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: ("L", True, False), 2: ("RGB", False, False), 4: ("LA", True, True), 6: ("RGBA", False, True)}
@@ -34,6 +56,40 @@ def plain_header(raw: bytes) -> Probe | None:
     elif raw.startswith(b"\xff\xd8\xff"):
         found = _jpeg(raw)
     return found if found and 0 < found.size[0] * found.size[1] <= MAX_PIXELS else None
+
+
+def headers_of(root: str, names: list[str], stamps: list[list[int]]) -> list[tuple[object, ...] | None]:
+    """The :class:`Probe` of each of ``names`` below the folder ``root``, as a tuple; None where in doubt.
+
+    That includes all that is no longer as ``stamps`` has it (:data:`ddpmctl.data.stamps.Stamp`), or cannot be read.
+    """
+    # In tight lines, for there may be a million files; from an open folder the way to each is shorter.
+    found, alike, flags = [], dict[Probe | None, tuple[object, ...] | None](), os.O_RDONLY
+    for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"):
+        flags |= getattr(os, name, 0)
+    try:
+        folder = os.open(root, os.O_RDONLY) if os.open in os.supports_dir_fd else None
+    except OSError:
+        return [None] * len(names)
+    prefix = f"{root}/" if folder is None else ""
+    try:
+        for name, stamp in zip(names, stamps, strict=True):
+            header = None
+            try:
+                handle = os.open(prefix + name, flags, dir_fd=folder)
+                try:
+                    raw, now = os.read(handle, HEADER_BYTES), os.fstat(handle)
+                finally:
+                    os.close(handle)
+                if [now.st_size, now.st_mtime_ns, now.st_ctime_ns] == stamp and len(raw) == min(now.st_size, HEADER_BYTES):
+                    header = plain_header(raw)
+            except OSError:
+                pass  # whoever asks reads it once more, and says what is wrong
+            found.append(alike.setdefault(header, header and tuple(header)))
+    finally:
+        if folder is not None:
+            os.close(folder)
+    return found
 
 
 def _png(raw: bytes) -> Probe | None:
@@ -85,3 +141,7 @@ def _jpeg(raw: bytes) -> Probe | None:
             return None
         at += 2 + length
     return None
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(marshal.dumps(headers_of(*marshal.load(sys.stdin.buffer))))

@@ -27,15 +27,12 @@ def read_map(
     workers: int | Literal["auto"],
     *,
     together: int = 1,
-    glance: Callable[[bytes], Result | None] = lambda start: None,
-    glanced: int = 0,
 ) -> Generator[Result | BadImage, None, None]:
     """Yield ``function(content)`` of each of ``files``, numbers in ``listing``, in order, or the :class:`BadImage` of it.
 
     A file that is not as ``listing.stamps`` has it is bad, for what was read may be half old and half new. Without
     files nothing is opened. ``together``: files that a thread takes at a time, for small ones are read faster than
-    they are handed over. ``glance`` is tried first, on the first ``glanced`` bytes; where it says None, all are read.
-    Raises :class:`DataError` when a zip has gone. Close it when leaving early.
+    they are handed over. Raises :class:`DataError` when a zip has gone. Close it when leaving early.
     """
     if not len(files):
         return
@@ -43,13 +40,10 @@ def read_map(
 
     def one(number: int) -> Result | BadImage:
         try:
-            raw = reader.read(names[number], glanced)
-            found = glance(raw)
-            if found is None and 0 < glanced <= len(raw):
-                raw = reader.read(names[number])
+            raw = reader.read(names[number])
             if listing.stamp(names[number]) != tuple(stamps[number].tolist()):
                 raise BadImage("changed while it was read", lasting=False)
-            return function(raw) if found is None else found
+            return function(raw)
         except BadImage as bad:
             return bad
 
@@ -74,14 +68,14 @@ class Reader:
             except ZIP_FAULTS as error:
                 raise DataError(f"{listing.root}: broken zip: {because(error)}", "make it again") from error
 
-    def read(self, name: str, most: int = 0) -> bytes:
-        """The bytes of one file, or with ``most`` so many of them or more; raises :class:`BadImage` where that fails."""
+    def read(self, name: str) -> bytes:
+        """The bytes of one file; raises :class:`BadImage` where that fails."""
         try:
             if self._listing.source is not None:
                 return self._listing.source.read(name)
             if self._archive is not None:
                 return self._read_member(self._archive, self._listing.members[name])
-            return read_file(f"{self._listing.root}/{name}", most)
+            return read_file(f"{self._listing.root}/{name}")
         except ZIP_FAULTS as error:
             raise BadImage(because(error), lasting=not isinstance(error, OSError | MemoryError)) from error
 

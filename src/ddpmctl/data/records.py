@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ddpmctl.data.decode import Probe
+from ddpmctl.data.headers import Probe
 from ddpmctl.data.scan import Stamps
 
 # A change within the same tick of the file system's clock leaves no trace; the coarsest clocks tick every 2 s.

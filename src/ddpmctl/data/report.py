@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddpmctl.config import DataConfig
-from ddpmctl.data.decode import Probe
+from ddpmctl.data.headers import Probe
 from ddpmctl.data.records import Records
 from ddpmctl.data.scan import Listing
 from ddpmctl.errors import DataError

@@ -5,12 +5,10 @@ Threads do not: each call is so short that they stand in each other's way.
 
 from __future__ import annotations
 
-import marshal
-import subprocess
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ddpmctl.data import stamps
+from ddpmctl.data.pool import elsewhere
 from ddpmctl.data.stamps import COLUMNS, stamps_of
 
 _PORTION = 50_000
@@ -28,7 +26,7 @@ class Stamper:
         """More names."""
         self._names += names
         if self._pool and len(self._names) >= _PORTION:
-            self._portions.append((self._names, self._pool.submit(_elsewhere, self.root, self._names)))
+            self._portions.append((self._names, self._pool.submit(elsewhere, stamps.__file__, self.root, self._names)))
             self._names = []
 
     def finish(self) -> bytes:
@@ -40,17 +38,3 @@ class Stamper:
         if self._pool:
             self._pool.shutdown()
         return b"".join(reversed(found))
-
-
-def _elsewhere(root: str, names: list[str]) -> bytes:
-    """:func:`stamps_of` in a process of its own; empty where none can be started."""
-    command = [sys.executable, "-I", "-S", stamps.__file__]
-    try:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as helper:
-            assert helper.stdin and helper.stdout
-            # It reads to the end before it writes. (communicate() hands over 512 bytes at a time.)
-            helper.stdin.write(marshal.dumps((root, names)))
-            helper.stdin.close()
-            return helper.stdout.read()
-    except OSError:
-        return b""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 
-from ddpmctl.data.decode import Probe, probe
+from ddpmctl.data import headers
+from ddpmctl.data.decode import probe
 from ddpmctl.data.formats import BadImage
-from ddpmctl.data.headers import HEADER_BYTES, plain_header
-from ddpmctl.data.pool import worker_count
+from ddpmctl.data.headers import HEADER_BYTES, Probe, plain_header
+from ddpmctl.data.pool import elsewhere, ordered_map
 from ddpmctl.data.reading import read_map
 from ddpmctl.data.records import Numbers, Records, places_in, stretches
 from ddpmctl.data.report import DataReport, Progress, Size
 from ddpmctl.data.scan import Listing
 
-_TOGETHER = 256
-_THREADS = 2
-"""Of headers eight threads read half as many as two: it is all Python, which one at a time can run."""
+_FIRST = 256
+_PORTION = 10_000
+"""Files for which another process is worth its start. Threads are not: it is all Python, which one at a time can run."""
 
 
 def survey(
@@ -75,5 +78,30 @@ def _probes(
     """What each of ``files`` is, by its header or by ``whole`` of it."""
     if whole:
         return read_map(lambda raw: probe(raw, full=True), listing, files, workers)
-    threads = min(_THREADS, worker_count(workers))
-    return read_map(probe, listing, files, threads, together=_TOGETHER, glance=plain_header, glanced=HEADER_BYTES)
+    if listing.is_zip or listing.source:
+        return read_map(_header, listing, files, workers, together=_FIRST)
+    return _glances(listing, files, workers)
+
+
+def _header(raw: bytes) -> Probe:
+    return plain_header(raw[:HEADER_BYTES]) or probe(raw)
+
+
+def _glances(
+    listing: Listing, files: Numbers, workers: int | Literal["auto"]
+) -> Generator[Probe | BadImage, None, None]:
+    """Headers of ``files`` of a folder: of many by processes, and where they are in doubt by Pillow."""
+
+    def look(numbers: Numbers) -> tuple[Numbers, list[tuple[Any, ...] | None]]:
+        request = (str(listing.root), [listing.names[number] for number in numbers.tolist()], listing.stamps[numbers].tolist())
+        answer = elsewhere(headers.__file__, *request) if len(files) >= 2 * _PORTION else b""
+        return numbers, marshal.loads(answer) if answer else headers.headers_of(*request)
+
+    first, rest = files[:_FIRST], files[_FIRST:]  # a few, with which it may be over
+    portions = (rest[start : start + _PORTION] for start in range(0, len(rest), _PORTION))
+    with closing(ordered_map(look, portions, workers)) as parts:
+        for numbers, found in chain(map(look, [first]), parts):
+            doubtful = numbers[[header is None for header in found]]
+            with closing(read_map(probe, listing, doubtful, workers)) as probes:
+                for header in found:
+                    yield Probe(*header) if header else next(probes)

