@@ -17,8 +17,9 @@ import torch
 from ddpmctl.config import MOST_HELD_OUT, DataConfig
 from ddpmctl.core.noise import derived_generator
 from ddpmctl.data.cache import Cache
-from ddpmctl.data.decode import Pixels, Probe, decode, parse_colour, probe, quiet
+from ddpmctl.data.decode import Pixels, decode, parse_colour, probe, quiet
 from ddpmctl.data.formats import BadImage
+from ddpmctl.data.headers import Probe
 from ddpmctl.data.pool import ordered_map, worker_count
 from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape
 from ddpmctl.data.shards import Sample, Shard, index_of, samples_of

@@ -19,6 +19,9 @@ from ddpmctl.data.shards import Sample
 from ddpmctl.data.stream import Decoded, Stream
 from ddpmctl.errors import DataError
 
+_FEW = 1000
+"""Images from which on their share of bad ones counts, or an epoch if that is fewer: of ten, one bad one says little."""
+
 
 class Key(NamedTuple):
     """Block ``number`` of an epoch, as far as it is of the numbers ``start`` to ``stop`` of batches."""
@@ -125,7 +128,7 @@ class StreamedBatches(StepBatches):
         self._failed += len(block.bad)
         self.bad.update(block.bad)
         config = self.stream.config
-        if block.bad and (config.on_bad == "error" or self._failed > config.max_bad * self._seen):
+        if block.bad and (config.on_bad == "error" or self._failed > config.max_bad * max(self._seen, min(self.count, _FEW))):
             name, reason = block.bad[0]
             raise DataError(f"{name}: {reason}; {self._failed:,} of {self._seen:,} images that were come to are unreadable",
                             "repair or remove them, or set data.on_bad=skip and raise data.max_bad")  # fmt: skip

@@ -17,7 +17,7 @@ from ddpmctl import checkpoint, launch
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from runs import assert_same, assert_same_run, rows, state_of, steps_saved, train_process, wait_for
-from tars import png, write_shards
+from tars import BAD, png, write_shards
 
 SETTINGS = """\
 seed: 11
@@ -56,12 +56,12 @@ def test_a_run_in_parts_is_the_run_in_one_go(base: list[str], undisturbed: Path,
     assert saved["class_names"] == ["0", "1", "2"] and saved["data"]["images"] == 60
     assert rows(undisturbed)[-1]["epoch"] == str(round(24 * 6 / 54, 4)) and float(rows(undisturbed)[-1]["val_loss"]) > 0
     listed = (undisturbed / "bad-images.csv").read_text().splitlines()
-    assert sorted(listed[1:]) == ["train-000.tar/000008.png,truncated", "train-002.tar/000030.png,truncated"]
+    assert sorted(listed[1:]) == [f"train-000.tar/000008.png,{BAD}", f"train-002.tar/000030.png,{BAD}"]
     assert sorted((Path("parts") / "bad-images.csv").read_text().splitlines()) == sorted(listed)
 
 
 def test_a_run_that_is_killed_is_the_undisturbed_one(base: list[str], undisturbed: Path) -> None:
-    for goal in (4, 12, 16):
+    for goal in (4, 16):
         resume = ["--resume"] if goal > 4 else []
         with train_process(*base, "--out", "killed", *resume) as process:
             wait_for(lambda goal=goal: steps_saved(Path("killed"))[-1:] >= [goal], process)
@@ -71,10 +71,10 @@ def test_a_run_that_is_killed_is_the_undisturbed_one(base: list[str], undisturbe
     assert_same_run(Path("killed"), undisturbed)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_though_a_block_is_being_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / "settings.yaml").write_text(SETTINGS.replace("shuffle: 7", "shuffle: 4000").replace("conditional: true, ", ""))
-    write_shards(tmp_path / "shards", (20_000,), size=(16, 16))
+    (tmp_path / "settings.yaml").write_text(SETTINGS.replace("shuffle: 7", "shuffle: 2000").replace("conditional: true, ", ""))
+    write_shards(tmp_path / "shards", (6_000,), size=(16, 16))
     with train_process("shards", "-c", "settings.yaml", "--steps", "100k", "--out", "r", "--set", "data.workers=1") as process:
         wait_for(lambda: steps_saved(Path("r")), process)
         process.send_signal(signal.Signals[name])
@@ -111,7 +111,7 @@ def test_other_shards_are_refused_and_moved_ones_are_found_by_name(base: list[st
 def test_what_is_told_before_training(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *base[:-1], "--dry-run"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "60 images in 5 shards, 32 that were looked at of 16x16" in shown and "in 3 classes" in shown
+    assert "60 images in 5 shards, 30 that were looked at of 16x16" in shown and "in 3 classes" in shown
     assert main(["train", "shards", "--dry-run", "-c", "settings.yaml", "-q", "--set", "data.on_bad=error"]) == Exit.DATA
     assert main(["train", "pipe:touch made", "-q"]) == Exit.CONFIG and not Path("made").exists()
     Path("evil.yaml").write_text("data: {path: 'shards:pipe:touch made'}\n")
@@ -123,9 +123,9 @@ def test_inspect_and_cache_know_shards(base: list[str], capsys: pytest.CaptureFi
     monkeypatch.setenv("DDPMCTL_CACHE", str(tmp_path / "cache"))
     assert main(["inspect", "shards", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["images"]["usable"] == 60 and facts["images"]["shards"] == 5 and facts["images"]["looked_at"] == 31
-    assert facts["classes"] == {"0": 20, "1": 20, "2": 20} and facts["sizes"] == {"16x16": 31}
-    assert facts["refused"] == {"train-000.tar/000008.png": "truncated"}
+    assert facts["images"]["usable"] == 60 and facts["images"]["shards"] == 5 and facts["images"]["looked_at"] == 30
+    assert facts["classes"] == {"0": 20, "1": 20, "2": 20} and facts["sizes"] == {"16x16": 30}
+    assert facts["refused"] == {"train-000.tar/000008.png": BAD, "train-002.tar/000030.png": BAD}
     assert main(["cache"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"shards:{tmp_path}/shards 60 index" in shown
@@ -152,11 +152,14 @@ def test_evaluate_compares_with_some_of_them(base: list[str], undisturbed: Path,
 def test_kid_in_training_is_of_held_out_images(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--set", "train.evaluate_every=12", "--set", "train.evaluate_samples=20"]
     assert main(["train", *base, "--out", "r", *more]) == 0
-    assert checkpoint.load(Path("r/checkpoints/best.pt"))["kid"] == min(float(row["kid"]) for row in rows(Path("r")) if row["kid"])
+    assert checkpoint.load(Path("r/checkpoints/best.pt"))["kid"] == pytest.approx(
+        min(float(row["kid"]) for row in rows(Path("r")) if row["kid"]), abs=1e-5
+    )
     assert main(["train", *base, "--out", "s", *more, "--set", "data.holdout=0"]) == Exit.CONFIG
     assert "train.evaluate_every" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(base: list[str]) -> None:
     import torch
 
