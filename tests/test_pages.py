@@ -17,6 +17,7 @@ from ddpmctl.cli import main
 from ddpmctl.runfile import read_run_file, resolve
 from helpers import write_images
 from layouts import LAYOUTS
+from tars import write_shards
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -51,6 +52,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages take for granted: images, runs, and checkpoints of other tools."""
     place = tmp_path_factory.mktemp("workshop")
     write_images(place / "photos")
+    write_shards(place / "shards", (4, 4, 4, 4), label=lambda number: str(number % 2), size=(16, 16))
     for name in ("cat.jpg", "dog.jpg", "mask.png"):
         Image.radial_gradient("L").convert("RGB").resize((48, 32)).save(place / name)
     shutil.copy(ROOT / "tests" / "data" / "reference" / "seed-linear.pth", place / "old.pth")

@@ -106,6 +106,10 @@ Rate = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+MOST_HELD_OUT = 1000
+"""Images that are not trained on, whatever ``data.holdout`` says."""
+
+
 class Section(BaseModel):
     """A group of keys; unknown ones are refused and values do not change after validation."""
 
@@ -115,7 +119,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they become tensors."""
 
-    path: Place | None = Field(None, description="folder or .zip of images, torchvision:NAME or hf:NAME; the DATA argument of the command goes first")
+    path: Place | None = Field(None, description="folder or .zip of images, tar shards, torchvision:NAME or hf:NAME; the DATA argument of the command goes first")
     size: Size = Field((64, 64), description='64, "48x64" (height x width), or auto: the size that all images share')
     channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
     fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")
@@ -128,6 +132,9 @@ class DataConfig(Section):
         "auto", description="threads that decode images; auto: one a core"
     )
     cache: bool = Field(True, description="keep the decoded images for the next run; see `ddpmctl cache`")
+    shuffle: Positive = Field(
+        10_000, description="of tar shards: how many images that follow each other are mixed, as far as 256 MiB hold them decoded"
+    )
     holdout: Annotated[Number, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         0.02, description="share of the images (1,000 at most) that val_loss is measured on, not trained on; 0: none"
     )

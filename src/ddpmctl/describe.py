@@ -36,11 +36,14 @@ def data_lines(report: DataReport) -> str:
     """What the images are, in a line: count, sizes, classes."""
     sizes = report.sizes.most_common(2)
     text = f"{report.usable:,} images"
+    if report.shards:
+        text += f" in {report.shards:,} shards, {report.looked_at} that were looked at"
     if sizes:
         (height, width), _ = sizes[0]
         text += f" of {height}x{width}" if len(sizes) == 1 else f" of many sizes (most often {height}x{width})"
     if report.classes:
-        text += f" in {len(report.classes)} class folder{'s' if len(report.classes) > 1 else ''}"
+        what = "class" if report.shards else "class folder"
+        text += f" in {len(report.classes)} {what}{'es' if report.shards and len(report.classes) > 1 else 's' if len(report.classes) > 1 else ''}"
     if report.bad:
         text += f", {len(report.bad):,} unreadable"
     return text

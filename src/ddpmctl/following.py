@@ -59,6 +59,7 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     scoring = Scoring(dataset, config.train.evaluate_samples, average, grid, ranks) if config.train.evaluate_every else None
     steps, begun = train_steps(state, denoiser, batches, config, ranks), False
     with ExitStack() as training:
+        training.callback(batches.close)
         while True:
             word, parts = ranks.listen()
             if word == Word.END:

@@ -130,12 +130,20 @@ def inspect_data(path: Path, progress: Callable[[int, int], None] | None = None)
     That has been done where training has left its records in the cache, and is too much for more than :data:`MOST_DECODED`.
     """
     from ddpmctl.data.cache import Cache
+    from ddpmctl.data.named import whole
+    from ddpmctl.data.names import read_shards
+    from ddpmctl.data.pool import worker_count
     from ddpmctl.data.scan import find_images
+    from ddpmctl.data.shards import index_of
+    from ddpmctl.data.stream import look
     from ddpmctl.data.survey import survey
 
-    cache = Cache.of_user()
-    known = cache.records_of(path) if cache else None
-    report = survey(find_images(path), full=True, most=MOST_DECODED, known=known, progress=progress)
+    cache, shards = Cache.of_user(), read_shards(whole(path))
+    if shards is not None:
+        report, _ = look(index_of(shards, worker_count("auto"), cache, progress))
+    else:
+        known = cache.records_of(path) if cache else None
+        report = survey(find_images(path), full=True, most=MOST_DECODED, known=known, progress=progress)
     facts = report.to_dict()
     bad = facts.pop("bad")
     groups = {key: facts.pop(key) for key in ("sizes", "modes", "formats", "classes")}

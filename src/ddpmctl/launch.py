@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ddpmctl.build import precision_name, resolve_precision
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.named import whole
-from ddpmctl.data.names import read_name
+from ddpmctl.data.names import name_of_shards, read_name
 from ddpmctl.data.report import Progress
 from ddpmctl.errors import CheckpointError, ConfigError, DataError, OutputError
 from ddpmctl.files import check_place
@@ -90,8 +90,9 @@ def launched(
         config, content, first = _settle(folder, order, voice)
         check_boards(config.train.log)
         run = _prepare(config, folder, content, first, order, voice, ranks, devices)
-        run.hand_over()
-        yield run
+        with closing(run.batches):
+            run.hand_over()
+            yield run
     finally:
         folder.unlock()
 
@@ -111,7 +112,8 @@ def begin(run: Run, order: Order, voice: Voice) -> None:
 def trained(run: Run, reason: Callable[[], str | None]) -> Iterator[Event]:
     """Train to the end, or until there is a ``reason`` to stop, asked after each event; then the step is saved.
 
-    The boards of ``train.log`` hear of each event first.
+    The boards of ``train.log`` hear of each event first. Where images cannot be read any more, the step is saved before
+    :class:`DataError` says so.
     """
     boards = Boards(run)
     try:
@@ -122,6 +124,9 @@ def trained(run: Run, reason: Callable[[], str | None]) -> Iterator[Event]:
             if reason():
                 yield from run.stop()
                 return
+    except DataError:
+        yield from run.stop()
+        raise
     finally:
         boards.close()
 
@@ -211,8 +216,8 @@ def _check_free(folder: RunFolder, *, overwrite: bool) -> None:
 
 def _name_of(data: Path) -> str:
     """Name of a run that trains on ``data``: the folder's, the data set's, or the zip's without its ending."""
-    if found := read_name(data):
-        return Path(found.name).name
+    if found := read_name(whole(data)):
+        return name_of_shards(found.name) if found.kind == "shards" else Path(found.name).name
     full = Path(os.path.realpath(data))  # not resolve(), which fails on a link to itself
     return (full.name if full.is_dir() else full.stem) or "run"
 

@@ -11,10 +11,11 @@ from ddpmctl.build import build_denoiser, build_ema, build_net, build_optimizer,
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import derive_seed
-from ddpmctl.data.batches import Batches
+from ddpmctl.data.batches import Batches, StepBatches
 from ddpmctl.data.dataset import ImageDataset
+from ddpmctl.data.streamed import StreamedBatches
 from ddpmctl.training import TrainState
-from ddpmctl.validation import hold_out
+from ddpmctl.validation import split
 
 
 class Learner(NamedTuple):
@@ -22,7 +23,7 @@ class Learner(NamedTuple):
 
     state: TrainState
     denoiser: Denoiser
-    batches: Batches
+    batches: StepBatches
     held: Tensor
     autocast: torch.dtype | None
 
@@ -42,6 +43,7 @@ def new_learner(config: RunConfig, dataset: ImageDataset, device: torch.device) 
         net, build_ema(config, net), build_optimizer(config, net), scaler, parts=config.train.grad_accum,
         powers=build_powers(config, net),
     )  # fmt: skip
-    members, held = hold_out(len(dataset), config.data.holdout)
-    batches = Batches(dataset, config.train.batch_size, config.seed, config.data.hflip, members=members)
+    members, held = split(dataset, config.data.holdout)
+    how = (config.train.batch_size, config.seed, config.data.hflip)
+    batches = StreamedBatches(dataset.stream, *how) if dataset.stream else Batches(dataset, *how, members=members)
     return Learner(state, build_denoiser(config, net, autocast), batches, held, autocast)

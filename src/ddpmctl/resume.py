@@ -16,6 +16,7 @@ FROZEN: dict[str, str] = {
     "data.fit": "the images would differ",
     "data.background": "the images would differ",
     "data.hflip": "the images would differ",
+    "data.shuffle": "the images would come in another order",
     "data.holdout": "other images would be trained on",
     "data.conditional": "the network has other classes",
     "diffusion": "the network has learned another process",

@@ -58,7 +58,7 @@ class Run:
         self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
         n, every = config.train.evaluate_samples, config.train.evaluate_every
         self.scoring = Scoring(dataset, n, self.average, self.grid, ranks) if every else None
-        self._window, self._begun = Window(), False
+        self._window, self._begun, self._bad = Window(), False, 0
         self._unread: list[TrainStep] = []
         self._kept, self._trying = Kept(), Attempts()
 
@@ -86,7 +86,8 @@ class Run:
     def begin(self) -> None:
         """Make the run folder, and forget what lies past the step to go on from. Raises :class:`OutputError`."""
         self.folder.create(to_yaml(self.config))
-        self.folder.write_bad_images(self.dataset.report.bad)
+        before = self.folder.bad_images() if self.dataset.stream else []
+        self.folder.write_bad_images(list(dict([*self.dataset.report.bad, *before, *self.batches.bad.items()]).items()))
         self._rewind()
         self._begun = True
 
@@ -152,6 +153,8 @@ class Run:
 
     def _account(self) -> Iterator[Event]:
         """What is due at the present step and not yet done: its row of metrics, checkpoint and sample grid."""
+        if len(self.batches.bad) > self._bad:
+            yield from self._list_bad()
         if not self._window.empty() and self._row_is_due():
             result = scored = None
             if self._validation_is_due():
@@ -170,6 +173,15 @@ class Run:
             yield from self._save_when_sound()
         if self._grid_is_due() and not self.folder.has_sample(self.state.step):
             yield from self.preview()
+
+    def _list_bad(self) -> Iterator[Notice]:
+        """Write down images that have turned out to be unreadable while they were streamed; the first of all is told."""
+        if not self._bad:
+            name, reason = next(iter(self.batches.bad.items()))
+            yield Notice(f"{name}: {reason}: the next one takes its place, here and wherever that happens; see bad-images.csv")
+        self._bad = len(self.batches.bad)
+        found = list(dict([*self.folder.bad_images(), *self.batches.bad.items()]).items())
+        yield from self._trying(self.folder.path / "bad-images.csv", lambda: self.folder.write_bad_images(found))
 
     def _at_end(self) -> bool:
         return self.state.step >= self.config.train.steps
@@ -330,7 +342,7 @@ class Run:
             "config": self.config.to_dict(),
             "image_shape": list(self.image_shape),
             "class_names": self.class_names,
-            "data": {"images": len(self.dataset.images), "fingerprint": self.dataset.fingerprint},
+            "data": {"images": self.dataset.total, "fingerprint": self.dataset.fingerprint},
             "window": self._window.to_list(),
             "bad_in_a_row": self._watch.in_a_row,
             **self.folder.metrics.state_dict(),

@@ -238,6 +238,14 @@ class RunFolder:
                 with path.open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows([("file", "reason"), *bad])
 
+    def bad_images(self) -> list[tuple[str, str]]:
+        """What :meth:`write_bad_images` has listed, as far as it is there."""
+        try:
+            with (self.path / "bad-images.csv").open(newline="", encoding="utf-8") as file:
+                return [(row[0], row[1]) for row in csv.reader(file) if len(row) == 2][1:]
+        except (OSError, ValueError, csv.Error):
+            return []
+
 
 def run_of(path: Path) -> Path | None:
     """The run folder that ``path`` means: itself, or the one whose folder of checkpoints it is. None: neither."""

@@ -21,7 +21,7 @@ from ddpmctl.core.noise import derive_seed, derived_generator
 from ddpmctl.core.optim import LR_SCHEDULES, keep_gradients, update
 from ddpmctl.core.power import PowerEMA
 from ddpmctl.core.transfer import send
-from ddpmctl.data.batches import Batches
+from ddpmctl.data.batches import StepBatches
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.ranks import ALONE, Ranks
 
@@ -168,7 +168,7 @@ class TrainState:
 
 
 def train_steps(
-    state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig, ranks: Ranks = ALONE
+    state: TrainState, denoiser: Denoiser, batches: StepBatches, config: RunConfig, ranks: Ranks = ALONE
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` to the end. Ho et al. 2020, algorithm 1.
 
@@ -201,7 +201,7 @@ def train_steps(
 
 
 def add_gradients(
-    state: TrainState, denoiser: Denoiser, batches: Batches, config: RunConfig, buffers: Iterable[Tensor], ranks: Ranks = ALONE
+    state: TrainState, denoiser: Denoiser, batches: StepBatches, config: RunConfig, buffers: Iterable[Tensor], ranks: Ranks = ALONE
 ) -> Tensor:
     """Gradients of the step that comes next, in the parameters; returns the loss, a scalar on the device.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddpmctl.config import MOST_HELD_OUT
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.losses import denoising_loss
 from ddpmctl.core.noise import derived_generator
@@ -19,8 +20,6 @@ from ddpmctl.memory import free_cached, out_of_memory
 QUARTERS = 4
 DRAWS = 64
 """Noised images a quarter of 1..T."""
-
-MOST_HELD_OUT = 1000
 
 
 class Validated(NamedTuple):
@@ -38,6 +37,15 @@ def hold_out(n: int, share: float) -> tuple[Tensor, Tensor]:
     held = min(int(n * share), MOST_HELD_OUT)
     order = torch.randperm(n, generator=derived_generator("held out"))
     return order[held:].sort().values, order[:held].sort().values
+
+
+def split(dataset: ImageDataset, share: float) -> tuple[Tensor, Tensor]:
+    """:func:`hold_out` of the images in ``dataset``, or as shards have it, of which some may be there that are trained on."""
+    if dataset.held is None:
+        return hold_out(len(dataset), share)
+    trained = torch.ones(len(dataset), dtype=torch.bool)
+    trained[dataset.held] = False
+    return trained.nonzero().flatten(), dataset.held
 
 
 class Validation:

@@ -87,7 +87,7 @@ def _row(entry: Found) -> list[Text]:
     if entry.head:
         count, channels, height, width = entry.head["shape"]
         colours = {1: "grey", 3: "rgb", 4: "rgba"}.get(channels, str(channels))
-        what = [shown(entry.head["root"]), f"{count:,}", f"{height}x{width} {colours}", _fit(entry)]
+        what = [shown(entry.head["root"]), f"{count:,}", f"{height}x{width} {colours}" if height else "", _fit(entry)]
     else:
         what = ["(being written)" if entry.unfinished else "(damaged)", "", "", ""]
     return [Text(word) for word in (*what, _size(entry.bytes), used)]

@@ -19,7 +19,7 @@ _HOW, _SHEET = "How", "Memorisation"
 
 def evaluate(
     what: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint or run folder; or a second folder or .zip of images.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder or .zip of real images, torchvision:NAME or hf:NAME.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder or .zip of real images, tar shards, torchvision:NAME or hf:NAME.")],
     n: Annotated[int, typer.Option("-n", metavar="COUNT", help="How many samples, and at most how many images of DATA.", parser=reading(parse_count))] = 2048,
     features: Annotated[str, typer.Option(metavar=choices("evaluation.features", "FEATURES"), help="The network whose features are compared. efficientnet-lite0 comes with the extra, and is not comparable with published FID; inception is. ...-logits: the scores that it gives to classes, another scale.", autocompletion=complete("evaluation.features", "FEATURES"))] = "efficientnet-lite0",
     feature_weights: Annotated[Path | None, typer.Option(metavar="PATH", help="The file of that network's weights.  [default: its package's, or torch's folder of downloads]")] = None,

@@ -15,7 +15,7 @@ _LONGEST_LIST = 40
 
 
 def inspect(
-    what: Annotated[Path | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, torchvision:NAME, hf:NAME, or a PNG or GIF that ddpmctl made.")] = None,
+    what: Annotated[Path | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, tar shards, torchvision:NAME, hf:NAME, or a PNG or GIF that ddpmctl made.")] = None,
     as_json: Annotated[bool, switch("--json", "Print JSON.")] = False,
     defaults: Annotated[bool, switch("--defaults", "Print a run file with every key, its default and its meaning.")] = False,
     quiet: Quiet = False,

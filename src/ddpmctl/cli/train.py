@@ -27,7 +27,7 @@ _DIFFUSION, _RUNNING = "What is learned", "The run"
 
 
 def train(
-    data: Annotated[Path | None, typer.Argument(metavar="DATA", help="Folder or .zip of images, torchvision:NAME or hf:NAME; with --resume, a run folder.")] = None,
+    data: Annotated[Path | None, typer.Argument(metavar="DATA", help="Folder or .zip of images, tar shards ('x/{000..099}.tar'), torchvision:NAME or hf:NAME; with --resume, a run folder.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML run file; flags go before it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder.  [default: runs/NAME of the data]")] = None,
     steps: Annotated[str | None, typer.Option(metavar="COUNT", help="Training steps: 500, 100k, 1.5M, 1e5.  [default: 100k]", rich_help_panel=_RUNNING)] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -18,13 +19,49 @@ class Batch(NamedTuple):
     label: torch.Tensor | None
 
 
-class Batches:
-    """The batches of a run, by step.
+class StepBatches(ABC):
+    """The batches of a run of ``count`` images, by step.
 
     The samples of a run are numbered: number k = (step - 1) * batch_size + j lies in epoch k // N at place
-    k % N of that epoch's permutation, which follows from (seed, epoch). So every image comes once an epoch, a
-    batch may cross the border of epochs, and N may be smaller than the batch. With ``hflip`` each sample is
-    mirrored left to right with probability 1/2, by (seed, step).
+    k % N of that epoch's order. So every image comes once an epoch, a batch may cross the border of epochs, and N may be
+    smaller than the batch. With ``hflip`` each sample is mirrored left to right with probability 1/2, by (seed, step).
+    ``bad``: images that turned out to be unreadable on the way, and why.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, hflip: bool) -> None:
+        if batch_size < 1 or count < 1:
+            raise ValueError("batches need images and a positive batch size")
+        self.count, self.batch_size, self.seed, self.hflip = count, batch_size, seed, hflip
+        self.bad: dict[str, str] = {}
+
+    def __call__(self, step: int, part: slice = slice(None)) -> Batch:
+        """That ``part`` of the batch of ``step``, which counts from 1. Raises ``ValueError`` below."""
+        if step < 1:
+            raise ValueError(f"steps count from 1, not {step}")
+        pixels, label = self.pixels(step, part)
+        if self.hflip:
+            mirrored = self.flips(step)[part]
+            pixels[mirrored] = pixels[mirrored].flip(-1)
+        return Batch(from_uint8(pixels), label)
+
+    @abstractmethod
+    def pixels(self, step: int, part: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A copy of the images of that batch, uint8 (B, C, H, W), none mirrored yet, and their labels."""
+
+    def flips(self, step: int) -> torch.Tensor:
+        """Which samples of the batch of ``step`` are mirrored when ``hflip`` is on: bool (B,)."""
+        return torch.rand(self.batch_size, generator=derived_generator(self.seed, "flip", step)) < 0.5
+
+    def epoch_of(self, step: int) -> float:
+        """How many times the data has been gone through when ``step`` is done."""
+        return step * self.batch_size / self.count
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """Let go of what is read ahead; to be called at the end."""
+
+
+class Batches(StepBatches):
+    """Batches of images that lie in memory: the order of an epoch is a permutation that follows from (seed, epoch).
 
     ``members``: indices of the N images to use, int64 (N,); all of the data set where None.
     """
@@ -39,43 +76,28 @@ class Batches:
         members: torch.Tensor | None = None,
     ) -> None:
         self.members = torch.arange(len(dataset)) if members is None else members
-        if batch_size < 1 or len(self.members) < 1:
-            raise ValueError("batches need images and a positive batch size")
-        self.dataset, self.batch_size, self.seed, self.hflip = dataset, batch_size, seed, hflip
+        super().__init__(len(self.members), batch_size, seed, hflip)
+        self.dataset = dataset
         self._orders: dict[int, torch.Tensor] = {}
 
-    def __call__(self, step: int, part: slice = slice(None)) -> Batch:
-        """That ``part`` of the batch of ``step``, which counts from 1. Raises ``ValueError`` below."""
+    def pixels(self, step: int, part: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As every :class:`StepBatches`."""
         chosen = self.indices(step)[part]
-        pixels = self.dataset.images[chosen]
-        if self.hflip:
-            mirrored = self.flips(step)[part]
-            pixels[mirrored] = pixels[mirrored].flip(-1)
-        return Batch(from_uint8(pixels), None if self.dataset.labels is None else self.dataset.labels[chosen])
+        return self.dataset.images[chosen], None if self.dataset.labels is None else self.dataset.labels[chosen]
 
     def indices(self, step: int) -> torch.Tensor:
         """Which images make up the batch of ``step``: int64 (B,)."""
-        if step < 1:
-            raise ValueError(f"steps count from 1, not {step}")
         number, end = (step - 1) * self.batch_size, step * self.batch_size
         parts = []
         while number < end:
-            epoch, place = divmod(number, len(self.members))
+            epoch, place = divmod(number, self.count)
             parts.append(self._order(epoch)[place : place + end - number])
             number += len(parts[-1])
         return torch.cat(parts)
-
-    def flips(self, step: int) -> torch.Tensor:
-        """Which samples of the batch of ``step`` are mirrored when ``hflip`` is on: bool (B,)."""
-        return torch.rand(self.batch_size, generator=derived_generator(self.seed, "flip", step)) < 0.5
-
-    def epoch_of(self, step: int) -> float:
-        """How many times the data has been gone through when ``step`` is done."""
-        return step * self.batch_size / len(self.members)
 
     def _order(self, epoch: int) -> torch.Tensor:
         """The permutation of one epoch; the latest is kept, for the next steps need it again."""
         if epoch not in self._orders:
             generator = derived_generator(self.seed, "order", epoch)
-            self._orders = {epoch: self.members[torch.randperm(len(self.members), generator=generator)]}
+            self._orders = {epoch: self.members[torch.randperm(self.count, generator=generator)]}
         return self._orders[epoch]

@@ -50,7 +50,7 @@ DEFAULT_LIMIT = 20 * 2**30
 
 _INDEX_BYTES = 256  # of one file, about
 _ABANDONED_SECONDS = 24 * 3600.0
-_ENTRY = re.compile(r"(images|features)-[0-9a-f]{16}-[0-9a-f]{16}")
+_ENTRY = re.compile(r"(images|features|shards)-[0-9a-f]{16}-[0-9a-f]{16}")
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, StopIteration)
 
 

@@ -20,11 +20,14 @@ from ddpmctl.data.draft import Lost
 from ddpmctl.data.entry import About
 from ddpmctl.data.formats import BadImage
 from ddpmctl.data.headers import Probe
+from ddpmctl.data.named import whole
+from ddpmctl.data.names import read_shards
 from ddpmctl.data.pixels import PixelRows
 from ddpmctl.data.reading import read_map
 from ddpmctl.data.records import Mask, Records, stretches
 from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape
 from ddpmctl.data.scan import Listing, find_images
+from ddpmctl.data.stream import Stream, open_stream
 from ddpmctl.data.survey import survey
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
@@ -39,7 +42,8 @@ class ImageDataset:
 
     ``images``: uint8 (N, C, H, W), contiguous. ``labels``: int64 (N,), indices into ``class_names``; None
     unless conditional. ``fingerprint``: sha256 in hex over names and contents of the files used, whatever
-    the settings.
+    the settings. Of tar shards ``stream`` has the images to train on, and here are but a few, among them those that are
+    ``held`` out, int64 (K,).
     """
 
     images: torch.Tensor
@@ -47,9 +51,16 @@ class ImageDataset:
     class_names: list[str]
     report: DataReport
     fingerprint: str
+    stream: Stream | None = None
+    held: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    @property
+    def total(self) -> int:
+        """How many images there are, in memory or not."""
+        return self.stream.total if self.stream else len(self)
 
     @property
     def size(self) -> Size:
@@ -62,15 +73,18 @@ class ImageDataset:
         return self.images.shape[1]
 
 
-def load_images(config: DataConfig, path: Path, *, progress: Progress | None = None) -> ImageDataset:
+def load_images(config: DataConfig, path: Path, *, most: int = 0, progress: Progress | None = None) -> ImageDataset:
     """Find every image of ``path`` (a folder, a ``.zip`` or a data set by name) and decode it as ``config`` says, if it is not in the cache.
 
-    ``progress`` is called in this thread with (files done, files in all), headers that have to be read first
+    Of tar shards only those are decoded that are held out, or ``most`` of all if that is more. ``progress`` is called in this thread with (files done, files in all), headers that have to be read first
     included. Raises :class:`DataError` when there are no images, too many are bad (one, with
     ``on_bad: error``), sizes do not agree for ``size: auto``, or classes are missing;
     :class:`ConfigError` for a bad background or a bad limit of the cache.
     """
     parse_colour(config.background)
+    shards = read_shards(whole(path))
+    if shards is not None:
+        return ImageDataset(*open_stream(config, path, shards, most=most, progress=progress))
     cache = Cache.of_user() if config.cache else None
     listing = find_images(path)
     if config.conditional:

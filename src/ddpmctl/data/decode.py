@@ -147,15 +147,22 @@ def examine(raw: bytes, *, size: tuple[int, int], channels: int, fit: str, backg
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings and log, and what libtiff prints: what is wrong with an image is in the report.
+    """:func:`hushed`, and silence what libtiff prints: nothing else is printed on stderr meanwhile."""
+    with hushed(), _nothing_on_descriptor(2):
+        yield
 
-    All belong to the whole process, so enter this in the main thread, around the threads that decode.
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Silence Pillow's warnings and log: what is wrong with an image is in the report.
+
+    Both belong to the whole process, so enter this in the main thread, around the threads that decode.
     """
     log = logging.getLogger("PIL")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), _nothing_on_descriptor(2):
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     finally:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_path
 
 from ddpmctl.data.formats import BadImage, read_file
-from ddpmctl.data.names import Named, read_name
+from ddpmctl.data.names import ADDRESS, Named, read_name
 from ddpmctl.data.stamps import Stamp, stamp
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
@@ -39,6 +39,9 @@ def whole(path: Path) -> Path:
     found = read_name(path)
     if found is None:
         return path.absolute()
+    if found.kind == "shards":
+        parts = (part if ADDRESS.match(part) else str(Path(part).absolute()) for part in found.name.split("::"))
+        return Path(str(found._replace(name="::".join(parts))))
     if found.kind == "hf":
         name = str(Path(found.name).absolute()) if found.name and Path(found.name).is_dir() else found.name
         return Path(str(found._replace(name=name, split=found.split or "train")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +10,17 @@ from typing import NamedTuple
 _FORMS = {
     "torchvision": re.compile(r"torchvision:(?P<name>[^:@]*)(:(?P<split>[^@]*))?(@(?P<root>.+))?", re.DOTALL),
     "hf": re.compile(r"hf:(?P<name>.*?)(:(?P<split>\w+(\[[\d:%]*\])?))?(?P<root>)", re.DOTALL),
+    "shards": re.compile(r"shards:(?P<name>.*)(?P<split>)(?P<root>)", re.DOTALL),
 }
+ADDRESS = re.compile(r"\w{2,}:")
+"""How what is no file begins."""
+
+_SHARDS = (".tar", ".tar.gz", ".tgz")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".zip")
 
 
 class Named(NamedTuple):
-    """What a name says: ``kind`` is torchvision or hf; ``split`` and ``root`` are "" where it does not say them."""
+    """What a name says: ``kind`` is torchvision, hf or shards; ``split`` and ``root`` are "" where it does not say them."""
 
     kind: str
     name: str
@@ -25,9 +32,53 @@ class Named(NamedTuple):
 
 
 def read_name(path: Path) -> Named | None:
-    """What ``path`` says, where it is no path but the name of a data set; None where it is one."""
+    """What ``path`` says, where it is no path but the name of a data set, or means tar shards; None where it is one."""
     text = str(path)
     for kind, form in _FORMS.items():
         if match := form.fullmatch(text):
             return Named(kind, match["name"], match["split"] or "", match["root"] or "")
-    return None
+    return Named("shards", text, "", "") if _means_shards(path) else None
+
+
+def read_shards(path: Path) -> str | None:
+    """The pattern of tar shards that ``path`` means; None where it means something else."""
+    found = read_name(path)
+    return found.name if found and found.kind == "shards" else None
+
+
+def name_of_shards(pattern: str) -> str:
+    """A name for what ``pattern`` means: ``x/train-{000..099}.tar`` is train, ``x/*.tar`` is x."""
+    place = Path(pattern.partition("?")[0] if ADDRESS.match(pattern) else pattern)
+    stem = re.split(r"[{*?\[]", place.name)[0]
+    for ending in _SHARDS:
+        stem = stem.removesuffix(ending)
+    return stem.strip("-_. ") or re.split(r"[{*?\[]", place.parent.name)[0] or "shards"
+
+
+def _means_shards(path: Path) -> bool:
+    """Whether it is a tar, a pattern of them, an address, or a folder that holds tars, and neither images nor folders."""
+    text = str(path)
+    if re.match(r"(https?|pipe):", text):
+        return True
+    try:
+        if path.is_dir():
+            return _holds_shards(path)
+        if not text.endswith(_SHARDS):
+            return False
+        if not path.is_file():
+            return True
+        with path.open("rb") as file:
+            head = file.read(262)
+        return head[257:] == b"ustar" or head[:2] == b"\x1f\x8b"  # old checkpoints of PyTorch are called .tar, too
+    except OSError:
+        return False
+
+
+def _holds_shards(folder: Path) -> bool:
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:  # a folder of a million images is known by the first
+            if entry.name.lower().endswith(_IMAGES) or (entry.is_dir() and not entry.name.startswith(".")):
+                return False
+            found = found or entry.name.endswith(".tar")
+    return found

@@ -24,9 +24,9 @@ def worker_count(workers: int | Literal["auto"]) -> int:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int | Literal["auto"]
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int | Literal["auto"], *, ahead: int = 8
 ) -> Generator[Result, None, None]:
-    """Yield ``function(item)`` in the order of ``items``; only a few are under way or waiting at any time.
+    """Yield ``function(item)`` in the order of ``items``; only a few, ``ahead`` a thread, are under way or waiting at any time.
 
     Raises what ``function`` raises. Close it (``contextlib.closing``) when leaving early.
     """
@@ -36,7 +36,7 @@ def ordered_map(
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) >= 8 * count:
+                if len(waiting) >= ahead * count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -32,7 +32,8 @@ class DataReport:
     ``enlarged``: smaller than the target in a side, so scaled up (with ``fit: pad``: padded). ``animated``:
     files of several pictures, of which the first is used. ``odd_aspect``: more than 3 times as long as wide.
     ``bad``: (name, reason) of unreadable images. ``ignored``: files that are no images by their name.
-    ``headers_only``: images that nobody has decoded, so that more may be bad.
+    ``headers_only``: images that nobody has decoded, so that more may be bad. Of ``shards`` only the first ``looked_at`` images
+    are known by more than their number and class.
     """
 
     usable: int = 0
@@ -48,6 +49,8 @@ class DataReport:
     ignored: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     headers_only: int = 0
+    shards: int = 0
+    looked_at: int = 0
 
     @classmethod
     def of(cls, listing: Listing, records: Records, target: Size | None = None) -> DataReport:
@@ -90,6 +93,7 @@ class DataReport:
         """Plain scalars, lists and dicts, commonest first."""
         return {
             "usable": self.usable,
+            **({"shards": self.shards, "looked_at": self.looked_at} if self.shards else {}),
             "sizes": {size_name(size): count for size, count in self.sizes.most_common()},
             "modes": dict(self.modes.most_common()),
             "formats": dict(self.formats.most_common()),
@@ -114,12 +118,14 @@ class DataReport:
         """What a person should know before training, a line each. Arguments: what the images become."""
 
         def share(count: int, one: str, many: str) -> str:
-            return f"{count} of {self.total} images {one if count == 1 else many}"
+            of = f"{self.looked_at} images that were looked at" if self.looked_at else f"{self.total} images"
+            return f"{count} of {of} {one if count == 1 else many}"
 
         lines = []
         if self.bad:
             name, reason = self.bad[0]
-            lines.append(f"{share(len(self.bad), 'is', 'are')} unreadable, the first: {name}: {reason}")
+            what = f"{len(self.bad)} shards or images are damaged" if self.shards else f"{share(len(self.bad), 'is', 'are')} unreadable"
+            lines.append(f"{what}, the first: {name}: {reason}")
         if self.headers_only:
             lines.append(f"{share(self.headers_only, 'was', 'were')} known by the header only: training decodes all")
         if self.usable < FEW_IMAGES:

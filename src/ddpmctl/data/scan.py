@@ -114,7 +114,8 @@ def find_images(path: Path) -> Listing:
     if not listing.names:
         first = [f"; {shown(name)}: {reason}" for name, reason in listing.refused[:1]]
         others = f" ({listing.ignored} other files)" if listing.ignored else ""
-        raise DataError(f"{path}: no image found{others}{''.join(first)}", _GIVE_IMAGES)
+        tars = next(path.glob("*.tar"), None) if path.is_dir() else None
+        raise DataError(f"{path}: no image found{others}{''.join(first)}", f"for tar shards name them: '{path}/*.tar'" if tars else _GIVE_IMAGES)
     return listing
 
 

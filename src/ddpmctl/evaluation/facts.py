@@ -56,7 +56,7 @@ def compare_data(other: Path, size: Any, settings: Settings) -> Facts:
     sets, found = [], []
     for path in (other, settings.data):
         with settings.bars("reading images") as progress:
-            sets.append(load_images(config, path, progress=progress))
+            sets.append(load_images(config, path, most=settings.n, progress=progress))
     if sets[0].size != sets[1].size:
         sizes = " and ".join(f"{height}x{width}" for height, width in (dataset.size for dataset in sets))
         raise DataError(f"{other} and {settings.data}: images of {sizes}", "give one --size for both")
@@ -92,7 +92,9 @@ def evaluate_model(
     the sheet is asked for with other images than the model was trained on.
     """
     with settings.bars("reading images") as progress:
-        dataset = data_of(model, settings.data, cache=settings.cache, progress=progress)
+        dataset = data_of(model, settings.data, most=settings.n, cache=settings.cache, progress=progress)
+    if sheet_file is not None and dataset.stream:
+        raise ConfigError(f"--sheet: {settings.data}: shards, of which not all images are in memory to be compared with", "leave --sheet out")
     trained_on = dataset.fingerprint == model.fingerprint
     if sheet_file is not None and not trained_on:
         raise ConfigError(f"--sheet: {settings.data}: not the images that {model.path} was trained on",
@@ -139,7 +141,7 @@ def _features_of(settings: Settings, dataset: ImageDataset, path: Path, config: 
 
 
 def _of_images(path: Path, dataset: ImageDataset, which: Tensor) -> Facts:
-    return {"path": str(path), "images": len(dataset), "used": len(which), "size": list(dataset.size),
+    return {"path": str(path), "images": dataset.total, "used": len(which), "size": list(dataset.size),
             "fingerprint": dataset.fingerprint}  # fmt: skip
 
 

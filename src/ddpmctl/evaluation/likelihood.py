@@ -16,7 +16,7 @@ from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.data.report import Progress
 from ddpmctl.images import from_uint8
 from ddpmctl.sampling import Model
-from ddpmctl.validation import DRAWS, QUARTERS, Validated, Validation, hold_out
+from ddpmctl.validation import DRAWS, QUARTERS, Validated, Validation, split
 
 LOSS_DRAWS = QUARTERS * DRAWS
 BOUND_IMAGES, BOUND_DRAWS = 64, 32
@@ -37,7 +37,7 @@ def unseen(model: Model, dataset: ImageDataset) -> tuple[Tensor, str]:
     """
     everything = torch.arange(len(dataset))
     if dataset.fingerprint == model.fingerprint:
-        held = hold_out(len(dataset), model.config.data.holdout)[1]
+        held = split(dataset, model.config.data.holdout)[1]
         return (held, "images that training held out") if len(held) else (everything, "images trained on")
     return everything, "images of DATA"
 

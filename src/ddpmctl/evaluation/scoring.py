@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.data.dataset import ImageDataset
-from ddpmctl.evaluation.distances import check_enough, kid
+from ddpmctl.errors import ConfigError
+from ddpmctl.evaluation.distances import FEWEST, check_enough, kid
 from ddpmctl.evaluation.features import extract, load_features
 from ddpmctl.evaluation.sets import chosen
 from ddpmctl.events import Busy
@@ -36,13 +37,15 @@ class Scored(NamedTuple):
 class Scoring:
     """Compares ``n`` samples, the first of which ``grid`` shows, with as many images of ``dataset``, always the same ones.
 
-    They are drawn by ``denoiser`` with the sampler and steps of the grid. ``n`` is cut to how many images there are. Of several
+    They are drawn by ``denoiser`` with the sampler and steps of the grid. ``n`` is cut to how many images there are; of shards, those held out. Of several
     ``ranks`` each does its share, batch by batch, and those that do not lead :meth:`help`. Raises :class:`ConfigError` where
     the extra ``metrics`` is missing, :class:`DataError` for too few images.
     """
 
     def __init__(self, dataset: ImageDataset, n: int, denoiser: Denoiser, grid: Preview, ranks: Ranks = ALONE) -> None:
         self.dataset, self.n, self.denoiser, self.grid, self.ranks = dataset, min(n, len(dataset)), denoiser, grid, ranks
+        if dataset.stream and self.n < FEWEST:
+            raise ConfigError(f"train.evaluate_every: KID compares with the held-out images of shards, and there are {self.n}", "raise data.holdout")
         check_enough(self.n)
         self.net = load_features(FEATURES, grid.device)
         self._real: Tensor | None = None

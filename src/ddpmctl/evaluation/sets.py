@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,16 +28,16 @@ from ddpmctl.sampling import Generated, Model, generate, made_by_all
 from ddpmctl.turns import all_of, help_out, let_go
 
 
-def data_of(model: Model, path: Path, *, cache: bool = True, progress: Progress | None = None) -> ImageDataset:
+def data_of(model: Model, path: Path, *, most: int = 0, cache: bool = True, progress: Progress | None = None) -> ImageDataset:
     """The images below ``path``, made as those were that ``model`` was trained on, with its numbers of classes.
 
-    Raises as :func:`load_images`, and :class:`DataError` for a class that the model does not know.
+    ``most``: as of :func:`load_images`. Raises as :func:`load_images`, and :class:`DataError` for a class that the model does not know.
     """
     channels, height, width = model.image_shape
     config = model.config.data.model_copy(
         update={"size": (height, width), "channels": channels, "cache": cache and model.config.data.cache}
     )
-    dataset = load_images(config, path, progress=progress)
+    dataset = load_images(config, path, most=most, progress=progress)
     if dataset.labels is None:
         return dataset
     unknown = [name for name in dataset.class_names if name not in model.class_names]
@@ -44,9 +45,7 @@ def data_of(model: Model, path: Path, *, cache: bool = True, progress: Progress 
         known = ", ".join(model.class_names)
         raise DataError(f"{path}: {model.path} has no class {unknown[0]}", f"its classes: {known}")
     numbers = torch.tensor([model.class_names.index(name) for name in dataset.class_names])
-    return ImageDataset(
-        dataset.images, numbers[dataset.labels], model.class_names, dataset.report, dataset.fingerprint
-    )
+    return replace(dataset, labels=numbers[dataset.labels], class_names=model.class_names)
 
 
 def chosen(dataset: ImageDataset, n: int | None, seed: int, label: int | None = None) -> Tensor:
@@ -134,7 +133,7 @@ class Extractor:
         self, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor, *, cache: bool, progress: Progress
     ) -> Tensor:
         """Features of the images ``which`` of ``dataset``, that ``config`` read from ``path``: from the cache, if there."""
-        kept = Cache.of_user() if cache and config.cache else None
+        kept = Cache.of_user() if cache and config.cache and dataset.stream is None else None  # of shards others may be there next time
         about: About = {
             "root": identity(path), "fingerprint": dataset.fingerprint, "features": self.name,
             "network": self.version, "device": self.device.type, "shape": [len(which), dataset.channels, *dataset.size],
