@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from ddpmctl.build import build_denoiser, compiling
 from ddpmctl.config import RunConfig
+from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.errors import ConfigError, DataError
 from ddpmctl.evaluation.scoring import Scoring
@@ -54,9 +57,8 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     if dataset.fingerprint != fingerprint:
         raise DataError(f"{path}: not the images that process 0 has", "give all machines the same, such as one shared folder")
     state, denoiser, batches, _, autocast = new_learner(config, dataset, device)
-    shape, classes = (dataset.channels, *dataset.size), len(dataset.class_names)
-    average, grid = build_denoiser(config, state.ema.net, autocast), Preview(config, shape, classes, device)
-    scoring = Scoring(dataset, config.train.evaluate_samples, average, grid, ranks) if config.train.evaluate_every else None
+    average = build_denoiser(config, state.ema.net, autocast)
+    scoring = _scoring(config, dataset, average, device, ranks) if config.train.evaluate_every else None
     steps, begun = train_steps(state, denoiser, batches, config, ranks), False
     with ExitStack() as training:
         training.callback(batches.close)
@@ -81,3 +83,9 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
                 add_gradients(state, denoiser, batches, config, [buffer.clone() for buffer in state.buffers], ranks)
                 state.optimizer.zero_grad(set_to_none=True)
                 del room
+
+
+def _scoring(config: RunConfig, dataset: ImageDataset, average: Denoiser, device: torch.device, ranks: Ranks) -> Scoring:
+    """This process's part in measuring KID."""
+    grid = Preview(config, (dataset.channels, *dataset.size), len(dataset.class_names), device)
+    return Scoring(dataset, config.train.evaluate_samples, average, grid, ranks)
