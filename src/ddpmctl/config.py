@@ -119,7 +119,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The images and how they become tensors."""
 
-    path: Place | None = Field(None, description="folder or .zip of images, tar shards, torchvision:NAME or hf:NAME; the DATA argument of the command goes first")
+    path: Place | None = Field(None, description="folder or .zip of images, tar shards, torchvision:NAME or hf:NAME; the DATA of the command goes first")
     size: Size = Field((64, 64), description='64, "48x64" (height x width), or auto: the size that all images share')
     channels: Channels = Field("auto", description="auto | 1 (grey) | 3 (rgb) | 4 (rgba, keeps transparency)")
     fit: Fit = Field("crop", description="crop (fill, cut the middle) | pad (whole image on background) | stretch")

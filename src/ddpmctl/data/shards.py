@@ -197,7 +197,7 @@ def _samples(place: str) -> Generator[Sample, None, None]:
     """All images of a shard, in order; raises one of _FAULTS where it cannot be read."""
     from webdataset.tariterators import group_by_keys
 
-    flows = _is_address(place) or not place.endswith(".tar")  # there is no going back in it
+    own, flows = Path(place).name, _is_address(place) or not place.endswith(".tar")  # there is no going back in it
     with (
         urllib.request.urlopen(place, timeout=_PATIENCE) if _is_address(place) else Path(place).open("rb") as file,
         tarfile.open(fileobj=file, mode="r|*" if flows else "r:", tarinfo=_Whole) as tar,
@@ -207,7 +207,7 @@ def _samples(place: str) -> Generator[Sample, None, None]:
             if endings:
                 ending = min(endings, key=lambda ending: ending.count("."))  # 1.jpg rather than 1.mask.png
                 label = group["cls"]().decode("utf-8", "replace").strip() if "cls" in group else ""
-                name = f"{Path(place).name}/{group['__key__']}.{ending}"
+                name = f"{own}/{group['__key__']}.{ending}"
                 yield Sample(shown(name), shown(label), group[ending].info.size, group[ending])
 
 
