@@ -26,7 +26,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	@echo "== training on examples/fashion.zip, 4 to 6 minutes on 2 cores"
+	@echo "== training on examples/fashion.zip, 4 to 9 minutes on 2 cores"
 	@if [ -e $(DEMO)/run.yaml ]; then $(BIN)/ddpmctl train --resume $(DEMO) $(DEMO_FLAGS); \
 	else $(BIN)/ddpmctl train examples/fashion.zip --config examples/quickstart.yaml --out $(DEMO) $(DEMO_FLAGS); fi
 	$(BIN)/ddpmctl sample $(DEMO) -n 64 -o demo.png --scale 2 --overwrite

@@ -327,7 +327,7 @@ def test_several_patterns_make_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["pipe:touch made", "shards:pipe:touch made", "shards:s3://bucket/a.tar", "x{0..1}.tar::pipe:touch made"])
 def test_what_would_start_a_program_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not read; a run file must not be able to start a program"):
+    with pytest.raises(ConfigError, match="is not read"):
         opened(Path(text) if text.startswith(("pipe", "shards")) else Path(f"shards:{text}"))
     assert not Path("made").exists()
 

@@ -101,8 +101,8 @@ def places_of(pattern: str) -> list[str]:
         part = re.sub(r"^(https?):/+", r"\1://", part)  # a path has lost one
         scheme = ADDRESS.match(part)
         if scheme and scheme[0] not in ("http:", "https:"):
-            raise ConfigError(f"{part}: {scheme[0]} is not read; a run file must not be able to start a program",
-                              "give files, or addresses that begin with http: or https:")  # fmt: skip
+            why = "; a run file must not be able to start a program" if scheme[0] == "pipe:" else ""
+            raise ConfigError(f"{part}: {scheme[0]} is not read{why}", "give files, or addresses that begin with http: or https:")
         if scheme or Path(part).is_file():
             found.append(part)
         elif Path(part).is_dir():
@@ -123,7 +123,7 @@ def index_of(pattern: str, workers: int, cache: Cache | None, progress: Progress
     gone = [place for place in places if not _is_address(place) and stamp(place) == GONE]
     if gone:
         raise DataError(f"{gone[0]}: no such shard" + (f", nor {len(gone) - 1} more of {len(places)}" if len(gone) > 1 else ""),
-                        "bring them back; if they have moved: ddpmctl train 'NEW-PLACE/*.tar' --resume --out RUN")  # fmt: skip
+                        "give those that are there; a run whose shards have moved goes on by ddpmctl train 'NEW-PLACE/*.tar' --resume --out RUN")  # fmt: skip
     file = cache.folder / f"shards-{short_digest(pattern)}-{short_digest(Path(__file__).read_text('utf-8'))}" / INDEX if cache else None
     known = {shard.place: shard for shard in _kept(file)} if file else {}
 
