@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 import tarfile
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from ddpmctl.config import DataConfig
 from ddpmctl.core.noise import derived_generator
@@ -23,7 +25,7 @@ from ddpmctl.data import shards, stream
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.named import whole
 from ddpmctl.data.names import name_of_shards, read_shards
-from ddpmctl.data.shards import index_of, places_of, samples_of
+from ddpmctl.data.shards import Shard, index_of, places_of, samples_of
 from ddpmctl.data.stream import Stream, spread
 from ddpmctl.data.streamed import StreamedBatches
 from ddpmctl.errors import ConfigError, DataError
@@ -409,3 +411,38 @@ def test_the_thread_ends_with_the_batches(tmp_path: Path) -> None:
     made.close()
     assert {thread.name for thread in threading.enumerate()} <= before
     made.close()
+
+
+def _tar_with(place: Path, **fields: object) -> None:
+    """A tar of an image, and then a header of ``fields`` with nothing behind it."""
+    raw = io.BytesIO()
+    Image.effect_noise((8, 8), 90).save(raw, "PNG")
+    image, odd = tarfile.TarInfo("a.png"), tarfile.TarInfo("odd")
+    image.size = len(raw.getvalue())
+    for name, value in fields.items():
+        setattr(odd, name, value)
+    content = image.tobuf(tarfile.GNU_FORMAT) + raw.getvalue() + bytes(-image.size % 512)
+    place.write_bytes(content + odd.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+
+
+@pytest.mark.parametrize("fields", [{"size": -512}, {"size": 2**62}, {"size": 2**50, "type": tarfile.XHDTYPE}, {"size": 2**50, "type": tarfile.GNUTYPE_LONGNAME}])
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_sizes_that_no_file_has_are_damage(tmp_path: Path, fields: dict[str, object], ending: str) -> None:
+    _tar_with(tmp_path / "x.tar", **fields)
+    place = tmp_path / f"odd{ending}"
+    raw = (tmp_path / "x.tar").read_bytes()
+    place.write_bytes(gzip.compress(raw) if ending.endswith("gz") else raw)
+    [shard] = index_of(str(place), 1, None)
+    assert "damaged" in shard.fault and shard.count <= 1
+
+
+def test_headers_in_front_of_headers_are_damage(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("x")
+    link.type, link.size = tarfile.XHDTYPE, 0
+    (tmp_path / "chain.tar").write_bytes(link.tobuf(tarfile.USTAR_FORMAT) * 3000 + bytes(1024))
+    [shard] = index_of(str(tmp_path / "chain.tar"), 1, None)
+    assert "damaged" in shard.fault
+
+
+def test_what_stands_behind_an_address_is_no_part_of_a_name() -> None:
+    assert Shard("https://h/a/b.tar?sig=SECRET", [], 0, {}, "").name == "b.tar"

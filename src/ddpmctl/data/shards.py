@@ -25,7 +25,8 @@ from functools import partial
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ddpmctl.data.cache import Cache
 from ddpmctl.data.entry import INDEX, short_digest
@@ -45,6 +46,9 @@ _PAUSES = (1, 3, 10)
 """Seconds before an address is tried again that fell silent."""
 _PATIENCE = 60.0
 _LONGEST_CLASS = 1000  # bytes
+_LONGEST_NOTE, _LARGEST = 2**16, 2**36
+"""Bytes of a header in front of another, such as a long name; and of a file in a shard, which may be no image."""
+_IN_FRONT = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _NOTES = re.compile(r"__[^/]*__($|/)")
 _UNFIT = (OSError, ValueError, LookupError, TypeError)
 
@@ -79,8 +83,8 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Without folder or server."""
-        return Path(self.place).name
+        """Without folder or server, and what stands behind a ``?``: signed addresses are renewed, and secret."""
+        return _name(self.place)
 
 
 def places_of(pattern: str) -> list[str]:
@@ -128,11 +132,7 @@ def index_of(pattern: str, workers: int, cache: Cache | None, progress: Progress
     known = {shard.place: shard for shard in _kept(file)} if file else {}
 
     def look(place: str) -> Shard:
-        found: list[int | str]
-        try:
-            found = _address_stamp(place) if _is_address(place) else [*stamp(place)]
-        except _FAULTS as error:
-            return Shard(place, [], 0, {}, "", because(error))
+        found: list[int | str] = _address_stamp(place) if _is_address(place) else [*stamp(place)]
         return known[place] if place in known and known[place].stamp == found else _read_through(place, found)
 
     shards = []
@@ -177,7 +177,7 @@ def _told(place: str, read: Callable[[], bytes]) -> bytes:
 
 
 def _not_read(place: str, error: Exception) -> DataError:
-    return DataError(f"{place}: {because(error)}", "bring it back as it was, and go on with --resume")
+    return DataError(f"{place.partition('?')[0]}: {because(error)}", "bring it back as it was, and go on with --resume")
 
 
 def _read_through(place: str, its_stamp: list[int | str]) -> Shard:
@@ -197,18 +197,27 @@ def _samples(place: str) -> Generator[Sample, None, None]:
     """All images of a shard, in order; raises one of _FAULTS where it cannot be read."""
     from webdataset.tariterators import group_by_keys
 
-    own, flows = Path(place).name, _is_address(place) or not place.endswith(".tar")  # there is no going back in it
+    own, flows = _name(place), _is_address(place) or not place.endswith(".tar")  # there is no going back in it
     with (
         urllib.request.urlopen(place, timeout=_PATIENCE) if _is_address(place) else Path(place).open("rb") as file,
         tarfile.open(fileobj=file, mode="r|*" if flows else "r:", tarinfo=_Whole) as tar,
     ):
-        for group in group_by_keys({"fname": member.info.name, "data": member, "__url__": place} for member in _members(tar, flows)):
+        members = ({"fname": member.info.name, "data": member, "__url__": own} for member in _members(tar, flows))
+        for group in _plainly(group_by_keys(members)):
             endings = [ending for ending in group if _is_image(ending)]
             if endings:
                 ending = min(endings, key=lambda ending: ending.count("."))  # 1.jpg rather than 1.mask.png
                 label = group["cls"]().decode("utf-8", "replace").strip() if "cls" in group else ""
                 name = f"{own}/{group['__key__']}.{ending}"
                 yield Sample(shown(name), shown(label), group[ending].info.size, group[ending])
+
+
+def _plainly(groups: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same; what ``webdataset`` raises holds all that it was given, beside its words."""
+    try:
+        yield from groups
+    except ValueError as error:
+        raise ValueError(str(error.args[0]).partition(" dict_keys")[0] if error.args else "not a shard") from error
 
 
 def _members(tar: tarfile.TarFile, flows: bool) -> Iterator[_Member]:
@@ -244,16 +253,35 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 class _Whole(tarfile.TarInfo):
-    """Takes a header that is damaged, or missing at the end, for what it is: tarfile would take it for the end."""
+    """Takes a header that is damaged, or missing at the end, for what it is: tarfile would take it for the end.
+
+    So it does with sizes that no file of a shard has: below 0 tarfile reads the same header for ever, and of headers in front of a header
+    it takes in as many bytes as they say.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Whole:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size > (_LONGEST_NOTE if found.type in _IN_FRONT else _LARGEST):
+            raise tarfile.ReadError(f"damaged: a header says {found.size:,} bytes")
+        return found
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _Whole:
         try:
-            return super().fromtarfile(tar)
+            found = super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, RecursionError, OverflowError) as error:
             raise tarfile.ReadError(f"cut short or damaged: {error}") from error
+        if not 0 <= found.size <= _LARGEST:  # headers in front can say another size
+            raise tarfile.ReadError(f"damaged: a header says {found.size:,} bytes")
+        return found
+
+
+def _name(place: str) -> str:
+    """Of a shard, without what is around it."""
+    return Path(urlsplit(place).path if _is_address(place) else place).name
 
 
 def _is_image(name: str) -> bool:
@@ -265,8 +293,17 @@ def _is_address(place: str) -> bool:
 
 
 def _address_stamp(place: str) -> list[int | str]:
-    with urllib.request.urlopen(place, timeout=_PATIENCE) as answer:  # HEAD is not allowed everywhere
-        return [answer.headers.get(key, "") for key in ("Content-Length", "Last-Modified", "ETag")]
+    """Raises :class:`DataError` where there is no answer, after a few times: a shard less would be other data."""
+    pauses = iter(_PAUSES)
+    while True:
+        try:
+            with urllib.request.urlopen(place, timeout=_PATIENCE) as answer:  # HEAD is not allowed everywhere
+                return [answer.headers.get(key, "") for key in ("Content-Length", "Last-Modified", "ETag")]
+        except _FAULTS as error:
+            pause = next(pauses, None)
+            if pause is None or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
+                raise DataError(f"{place.partition('?')[0]}: {because(error)}", "see to the address and the network") from error
+            time.sleep(pause)
 
 
 def _tells(its_stamp: list[int | str], began: int) -> bool:
