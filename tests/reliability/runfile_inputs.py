@@ -167,7 +167,8 @@ class Digest(Kind):
     """64 hexadecimal digits; None where there is none."""
 
     def good(self) -> SearchStrategy[Given]:
-        return st.binary(min_size=32, max_size=32).flatmap(lambda data: spelled([data.hex()]))
+        # With a letter in front: digits alone are a number to YAML, and one digest of 10^13 is such.
+        return st.binary(min_size=32, max_size=32).flatmap(lambda data: spelled(["f" + data.hex()[1:]]))
 
     def meaning(self, raw: object) -> object:
         refuse_unless(raw is None or bool(re.fullmatch(r"[0-9a-f]{64}", str(raw))))
@@ -296,6 +297,7 @@ KINDS: dict[str, Kind] = {
     "data.max_bad": Real(0, 1),
     "data.workers": Whole(1, 1024, words=("auto",)),
     "data.cache": Truth(),
+    "data.shuffle": Whole(1),
     "data.holdout": Real(0, 1, without=(1,)),
     "diffusion.timesteps": Whole(2, 100_000),
     "diffusion.schedule": Choice(("linear", "cosine", "sigmoid")),
