@@ -145,7 +145,7 @@ class Bench:
         """Features (N, 1280) and scores (N, 1000) of ``images``, float64."""
         features = extract(images, self.net, CPU)
         with torch.no_grad():
-            return features.double(), self.net.net._fc(features).double()
+            return features.double(), self.net.scores(features).double()
 
     def row(self, first: object, case: Case) -> list[object]:
         """Cells of a table: those of :data:`MEASURED` after the first."""

@@ -42,8 +42,8 @@ def data_lines(report: DataReport) -> str:
         (height, width), _ = sizes[0]
         text += f" of {height}x{width}" if len(sizes) == 1 else f" of many sizes (most often {height}x{width})"
     if report.classes:
-        what = "class" if report.shards else "class folder"
-        text += f" in {len(report.classes)} {what}{'es' if report.shards and len(report.classes) > 1 else 's' if len(report.classes) > 1 else ''}"
+        one, many = ("class", "classes") if report.shards else ("class folder", "class folders")
+        text += f" in {len(report.classes)} {many if len(report.classes) > 1 else one}"
     if report.bad:
         text += f", {len(report.bad):,} unreadable"
     return text

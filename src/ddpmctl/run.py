@@ -86,8 +86,7 @@ class Run:
     def begin(self) -> None:
         """Make the run folder, and forget what lies past the step to go on from. Raises :class:`OutputError`."""
         self.folder.create(to_yaml(self.config))
-        before = self.folder.bad_images() if self.dataset.stream else []
-        self.folder.write_bad_images(list(dict([*self.dataset.report.bad, *before, *self.batches.bad.items()]).items()))
+        self.folder.write_bad_images(self._bad_images())
         self._rewind()
         self._begun = True
 
@@ -180,8 +179,12 @@ class Run:
             name, reason = next(iter(self.batches.bad.items()))
             yield Notice(f"{name}: {reason}: the next one takes its place, here and wherever that happens; see bad-images.csv")
         self._bad = len(self.batches.bad)
-        found = list(dict([*self.folder.bad_images(), *self.batches.bad.items()]).items())
-        yield from self._trying(self.folder.path / "bad-images.csv", lambda: self.folder.write_bad_images(found))
+        yield from self._trying(self.folder.path / "bad-images.csv", lambda: self.folder.write_bad_images(self._bad_images()))
+
+    def _bad_images(self) -> list[tuple[str, str]]:
+        """Unreadable images, once each: those known at the start, and of a stream those that this stretch and others came to."""
+        before = self.folder.bad_images() if self.dataset.stream else []
+        return list(dict([*self.dataset.report.bad, *before, *self.batches.bad.items()]).items())
 
     def _at_end(self) -> bool:
         return self.state.step >= self.config.train.steps

@@ -230,7 +230,8 @@ def add_gradients(
         cut = (part.tensor_split(parts) if part is not None else [None] * parts for part in of_batch)
         for number, (x0_part, t_part, eps_part, label_part, weights_part) in enumerate(zip(*cut, strict=True)):
             if graphs:  # seen on CPUs only, where there are none
-                keep_gradients(state.net.parameters() if number == 1 else ())
+                if number == 1:
+                    keep_gradients(state.net.parameters())
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # the part before is done with
             on_device = send(label_part, device) if label_part is not None else None
             loss = denoising_loss(

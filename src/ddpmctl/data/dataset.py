@@ -76,10 +76,10 @@ class ImageDataset:
 def load_images(config: DataConfig, path: Path, *, most: int = 0, progress: Progress | None = None) -> ImageDataset:
     """Find every image of ``path`` (a folder, a ``.zip`` or a data set by name) and decode it as ``config`` says, if it is not in the cache.
 
-    Of tar shards only those are decoded that are held out, or ``most`` of all if that is more. ``progress`` is called in this thread with (files done, files in all), headers that have to be read first
-    included. Raises :class:`DataError` when there are no images, too many are bad (one, with
-    ``on_bad: error``), sizes do not agree for ``size: auto``, or classes are missing;
-    :class:`ConfigError` for a bad background or a bad limit of the cache.
+    Of tar shards only those are decoded that are held out, or ``most`` of all if that is more. ``progress`` is called in this
+    thread with (files done, files in all), headers that have to be read first included. Raises :class:`DataError` when there
+    are no images, too many are bad (one, with ``on_bad: error``), sizes do not agree for ``size: auto``, or classes are
+    missing; :class:`ConfigError` for a bad background or a bad limit of the cache.
     """
     parse_colour(config.background)
     shards = read_shards(whole(path))

@@ -16,7 +16,6 @@ ADDRESS = re.compile(r"\w{2,}:")
 """How what is no file begins."""
 
 _SHARDS = (".tar", ".tar.gz", ".tgz")
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".zip")
 
 
 class Named(NamedTuple):
@@ -75,10 +74,12 @@ def _means_shards(path: Path) -> bool:
 
 
 def _holds_shards(folder: Path) -> bool:
-    found = False
+    from ddpmctl.data.formats import EXTENSIONS  # all of Pillow, which other names do without
+
+    images, found = EXTENSIONS | {".zip"}, False
     with os.scandir(folder) as entries:
         for entry in entries:  # a folder of a million images is known by the first
-            if entry.name.lower().endswith(_IMAGES) or (entry.is_dir() and not entry.name.startswith(".")):
+            if Path(entry.name.lower()).suffix in images or (entry.is_dir() and not entry.name.startswith(".")):
                 return False
             found = found or entry.name.endswith(".tar")
     return found

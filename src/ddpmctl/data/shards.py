@@ -152,7 +152,8 @@ def samples_of(shard: Shard, start: int = 0) -> Generator[Sample, None, None]:
 
     An address that falls silent is tried again. Raises :class:`DataError` where the shard cannot be read, or is another now.
     """
-    for pause in (*_PAUSES, None) if _is_address(shard.place) else (None,):
+    pauses = iter(_PAUSES if _is_address(shard.place) else ())
+    while True:
         try:
             if not _is_address(shard.place) and list(stamp(shard.place))[:2] != shard.stamp[:2]:
                 raise ValueError("changed, or gone, since the run looked at it")
@@ -164,9 +165,15 @@ def samples_of(shard: Shard, start: int = 0) -> Generator[Sample, None, None]:
                 raise ValueError(f"{start} images, of {shard.count} that were there")
             return
         except _FAULTS as error:
-            if pause is None or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
-                raise _not_read(shard.place, error) from error
-            time.sleep(pause)
+            _wait(pauses, _not_read(shard.place, error), error)
+
+
+def _wait(pauses: Iterator[float], problem: DataError, error: Exception) -> None:
+    """Sleep until what met ``error`` is tried again; raises ``problem`` where that is over, or would not help."""
+    pause = next(pauses, None)
+    if pause is None or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
+        raise problem from error
+    time.sleep(pause)
 
 
 def _told(place: str, read: Callable[[], bytes]) -> bytes:
@@ -176,8 +183,8 @@ def _told(place: str, read: Callable[[], bytes]) -> bytes:
         raise _not_read(place, error) from error
 
 
-def _not_read(place: str, error: Exception) -> DataError:
-    return DataError(f"{place.partition('?')[0]}: {because(error)}", "bring it back as it was, and go on with --resume")
+def _not_read(place: str, error: Exception, advice: str = "bring it back as it was, and go on with --resume") -> DataError:
+    return DataError(f"{place.partition('?')[0] if _is_address(place) else place}: {because(error)}", advice)
 
 
 def _read_through(place: str, its_stamp: list[int | str]) -> Shard:
@@ -300,10 +307,7 @@ def _address_stamp(place: str) -> list[int | str]:
             with urllib.request.urlopen(place, timeout=_PATIENCE) as answer:  # HEAD is not allowed everywhere
                 return [answer.headers.get(key, "") for key in ("Content-Length", "Last-Modified", "ETag")]
         except _FAULTS as error:
-            pause = next(pauses, None)
-            if pause is None or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
-                raise DataError(f"{place.partition('?')[0]}: {because(error)}", "see to the address and the network") from error
-            time.sleep(pause)
+            _wait(pauses, _not_read(place, error, "see to the address and the network"), error)
 
 
 def _tells(its_stamp: list[int | str], began: int) -> bool:

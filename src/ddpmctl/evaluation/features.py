@@ -50,8 +50,12 @@ class _EfficientNetLite0(nn.Module):
         x = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
         found: Tensor = self.net.extract_features(((x - 127) / 128).contiguous(memory_format=torch.channels_last))
         means = found.mean(dim=(2, 3))
-        scores: Tensor = self.net._fc(means)
-        return scores if self.logits else means
+        return self.scores(means) if self.logits else means
+
+    def scores(self, means: Tensor) -> Tensor:
+        """The logits (B, 1000) of means (B, 1280)."""
+        found: Tensor = self.net._fc(means)
+        return found
 
 
 class _Inception(nn.Module):
