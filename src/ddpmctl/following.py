@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, suppress
 
 import torch
 
@@ -12,11 +11,13 @@ from ddpmctl.build import build_denoiser, compiling
 from ddpmctl.config import RunConfig
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.data.dataset import ImageDataset, load_images
+from ddpmctl.data.names import place_of
 from ddpmctl.errors import ConfigError, DataError
 from ddpmctl.evaluation.scoring import Scoring
 from ddpmctl.learner import new_learner
 from ddpmctl.preview import Preview
 from ddpmctl.ranks import Ranks, Word
+from ddpmctl.stopping import Interrupted
 from ddpmctl.training import add_gradients, room_for_moments, train_steps
 
 
@@ -52,7 +53,7 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     device = ranks.device(ranks.share(), devices)
     shared: tuple[RunConfig, str] = ranks.share()
     config, fingerprint = shared
-    path = Path(str(config.data.path))
+    path = place_of(str(config.data.path))
     dataset = in_turn(ranks, lambda: load_images(config.data, path))
     if dataset.fingerprint != fingerprint:
         raise DataError(f"{path}: not the images that process 0 has", "give all machines the same, such as one shared folder")
@@ -60,6 +61,11 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     average = build_denoiser(config, state.ema.net, autocast)
     scoring = _scoring(config, dataset, average, device, ranks) if config.train.evaluate_every else None
     steps, begun = train_steps(state, denoiser, batches, config, ranks), False
+
+    def hear() -> int:
+        ranks.asked = asked()
+        return ranks.asked
+
     with ExitStack() as training:
         training.callback(batches.close)
         while True:
@@ -73,11 +79,14 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
                 assert scoring is not None
                 scoring.help(word)
                 continue
-            ranks.asked, state.parts = asked(), parts
+            hear()
+            state.parts = parts
             if word == Word.STEP:
                 if not begun:  # as in the process that leads, the trial before is not compiled
                     begun = training.enter_context(compiling(state.net, config.train.compile)) is None
-                next(steps)
+                    batches.asked = hear
+                with suppress(Interrupted):  # the one that leads says what comes next
+                    next(steps)
             else:
                 room = room_for_moments(state)
                 add_gradients(state, denoiser, batches, config, [buffer.clone() for buffer in state.buffers], ranks)

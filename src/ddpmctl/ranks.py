@@ -25,6 +25,7 @@ from ddpmctl.build import resolve_device
 from ddpmctl.errors import ConfigError, DeviceError, RanksError
 from ddpmctl.memory import out_of_memory
 from ddpmctl.started import Started
+from ddpmctl.stopping import Interrupted
 
 PATIENCE = timedelta(days=7)
 """How long the others wait while the one that leads decodes images, draws grids or saves. One that has died is noticed at once."""
@@ -150,16 +151,21 @@ class Ranks:
         word, parts = self._broadcast(torch.zeros(2, dtype=torch.int64)).tolist()
         return Word(word), parts
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true in any process; along the way all learn whether one was :attr:`asked` to stop."""
+    def any(self, flag: bool, *, leaves: bool = False) -> bool:
+        """Whether ``flag`` is true in any process; along the way all learn whether one was :attr:`asked` to stop.
+
+        Raises :class:`Interrupted` in all where one ``leaves`` the step that they are at.
+        """
         if self.world == 1:
             return flag
         if self._parent not in (None, os.getppid()):
             self.asked = self.asked or signal.Signals["SIGHUP"].value
-        flags = torch.tensor([int(flag), self.asked])
+        flags = torch.tensor([int(flag), self.asked, int(leaves)])
         with self._others():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        found, self.asked = flags.tolist()
+        found, self.asked, left = flags.tolist()
+        if left:
+            raise Interrupted
         return bool(found)
 
     def add(self, tensors: Sequence[Tensor]) -> None:

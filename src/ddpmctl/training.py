@@ -24,6 +24,7 @@ from ddpmctl.core.transfer import send
 from ddpmctl.data.batches import StepBatches
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.ranks import ALONE, Ranks
+from ddpmctl.stopping import Interrupted
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,12 +208,17 @@ def add_gradients(
 
     Each process draws for the whole batch, and computes its part of it: only sums go between them, once a step.
     When memory runs out in one, ``state.parts`` is doubled in all and the step done again from ``buffers``, a copy of the
-    network's: the batch stays what it was. Raises the device's own error when one image is too much.
+    network's: the batch stays what it was. Raises the device's own error when one image is too much, and :class:`Interrupted`, in all,
+    where one has waited in vain for its images.
     """
     step, diffusion, device, n = state.step + 1, config.diffusion, next(state.net.parameters()).device, batches.batch_size
     draw, mine = (config.seed, step, state.rollbacks), ranks.part(n)
     drawn = T_SAMPLINGS[diffusion.t_sampling](denoiser, n, diffusion.weighting, derived_generator(*draw, "t"))
-    x0, label = batches(step, mine)
+    try:
+        x0, label = batches(step, mine)
+    except Interrupted:
+        ranks.any(True, leaves=True)
+        raise
     if label is not None and denoiser.null_label is not None:
         hidden = torch.rand(n, generator=derived_generator(*draw, "label")) < config.model.label_dropout
         label = label.masked_fill(hidden[mine], denoiser.null_label)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ddpmctl.config import DataConfig
 from ddpmctl.core.noise import derived_generator
-from ddpmctl.data import shards, stream
+from ddpmctl.data import addresses, shards, stream
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.named import whole
 from ddpmctl.data.names import name_of_shards, read_shards
@@ -280,7 +280,7 @@ def test_an_index_is_kept_and_only_what_changed_is_read_again(tmp_path: Path, mo
     monkeypatch.setenv("DDPMCTL_CACHE", str(tmp_path / "cache"))
     folder = write_shards(tmp_path / "s", (4, 5, 6), label=str)
     read, plain = [], shards._read_through
-    monkeypatch.setattr(shards, "_read_through", lambda place, stamp: read.append(Path(place).name) or plain(place, stamp))
+    monkeypatch.setattr(shards, "_read_through", lambda place, *how: read.append(Path(place).name) or plain(place, *how))
     first = opened(folder)
     assert opened(folder).fingerprint == first.fingerprint and len(read) == 3
     write_tar(folder / "train-001.tar", [("a.png", png(1)), ("a.cls", b"0")])
@@ -378,7 +378,7 @@ def test_shards_behind_an_address_are_the_same_as_on_disk(tmp_path: Path, monkey
     (folder / "train-003.tar").unlink()
     settings = {"conditional": True, "shuffle": 8}
     local = opened(folder, **settings)
-    monkeypatch.setattr(shards, "_PAUSES", (0, 0, 0))
+    monkeypatch.setattr(addresses, "_PAUSES", (0, 0, 0))
     with served(folder, Quiet) as address:
         far = opened(Path(f"{address}/train-{{000,002,004}}.tar"), **settings)
         assert far.fingerprint == local.fingerprint and torch.equal(far.images, local.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,8 @@ class StepBatches(ABC):
     The samples of a run are numbered: number k = (step - 1) * batch_size + j lies in epoch k // N at place
     k % N of that epoch's order. So every image comes once an epoch, a batch may cross the border of epochs, and N may be
     smaller than the batch. With ``hflip`` each sample is mirrored left to right with probability 1/2, by (seed, step).
-    ``bad``: images that turned out to be unreadable on the way, and why.
+    ``bad``: images that turned out to be unreadable on the way, and why. ``asked``: whether the run is to stop; then images that
+    are still waited for raise :class:`Interrupted`.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, hflip: bool) -> None:
@@ -33,6 +35,7 @@ class StepBatches(ABC):
             raise ValueError("batches need images and a positive batch size")
         self.count, self.batch_size, self.seed, self.hflip = count, batch_size, seed, hflip
         self.bad: dict[str, str] = {}
+        self.asked: Callable[[], object] = lambda: None
 
     def __call__(self, step: int, part: slice = slice(None)) -> Batch:
         """That ``part`` of the batch of ``step``, which counts from 1. Raises ``ValueError`` below."""

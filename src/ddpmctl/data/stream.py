@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,13 +17,15 @@ import torch
 
 from ddpmctl.config import MOST_HELD_OUT, DataConfig
 from ddpmctl.core.noise import derived_generator
+from ddpmctl.data.addresses import NEVER
 from ddpmctl.data.cache import Cache
 from ddpmctl.data.decode import Pixels, decode, parse_colour, probe, quiet
 from ddpmctl.data.formats import BadImage
 from ddpmctl.data.headers import Probe
 from ddpmctl.data.pool import ordered_map, worker_count
 from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape
-from ddpmctl.data.shards import Sample, Shard, index_of, samples_of
+from ddpmctl.data.shards import Shard, index_of, samples_of
+from ddpmctl.data.tar import Sample
 from ddpmctl.errors import DataError
 
 BLOCK_BYTES = 2**28
@@ -77,12 +80,15 @@ class Stream:
         """How many images that come one after the other are mixed."""
         return max(1, min(self.config.shuffle, _most_in_memory(self.shape)))
 
-    def samples(self, seed: int, epoch: int, start: int = 0) -> Generator[Sample, None, None]:
-        """The images of an epoch from place ``start`` on: shard by shard, which come in an order that follows from (seed, epoch)."""
+    def samples(self, seed: int, epoch: int, start: int = 0, stop: Event = NEVER) -> Generator[Sample, None, None]:
+        """The images of an epoch from place ``start`` on: shard by shard, which come in an order that follows from (seed, epoch).
+
+        ``stop`` and what is raised: as of :func:`samples_of`.
+        """
         for number in torch.randperm(len(self.shards), generator=derived_generator(seed, "shards", epoch)).tolist():
             shard, held = self.shards[number], self.held[number]
             if start < shard.count - held:
-                yield from samples_of(shard, held + start)
+                yield from samples_of(shard, held + start, stop)
             start = max(0, start - (shard.count - held))
 
     def decoded(self, samples: Iterable[Sample]) -> Generator[Decoded, None, None]:
