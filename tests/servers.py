@@ -15,6 +15,8 @@ from typing import Any
 class Quiet(SimpleHTTPRequestHandler):
     """Serves whole files."""
 
+    server: Server
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -31,12 +33,13 @@ class Halved(Quiet):
 
 
 class Server(ThreadingHTTPServer):
-    """``paths``: what it was asked for."""
+    """``paths``: what it was asked for. ``met``: set when somebody has met that it is ``silent``, as :class:`Mute` knows it."""
 
     daemon_threads = True
 
     def __init__(self, *how: Any) -> None:
         self.paths: list[str] = []
+        self.silent, self.met = "", threading.Event()
         super().__init__(*how)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -57,7 +60,7 @@ class Recording(Quiet):
     etag = "1"
 
     def do_GET(self) -> None:
-        self.server.paths.append(self.path)  # type: ignore[attr-defined]
+        self.server.paths.append(self.path)
         super().do_GET()
 
     def send_header(self, keyword: str, value: str) -> None:
@@ -71,16 +74,13 @@ class Recording(Quiet):
 
 
 class Mute(Quiet):
-    """Serves whole files until it is told to fall ``silent``: "head", before it says anything; "body", in the middle of a file; "busy", by saying no more than that."""
-
-    silent = ""
-    met = threading.Event()
+    """Serves whole files until the server is ``silent``: "head", before it says anything; "body", in the middle of a file; "busy": it says that it is; "once": to one that asks, before it says anything to that."""
 
     def do_GET(self) -> None:
-        if Mute.silent == "head":
+        if self.server.silent == "head" or (self.server.silent == "once" and not self.server.met.is_set()):
             self.hold()
-        if Mute.silent == "busy":
-            Mute.met.set()
+        if self.server.silent == "busy":
+            self.server.met.set()
             self.send_error(503)
         else:
             super().do_GET()
@@ -88,13 +88,13 @@ class Mute(Quiet):
     def copyfile(self, source: Any, outputfile: Any) -> None:
         content = source.read()
         outputfile.write(content[: len(content) // 2])
-        if Mute.silent:
+        if self.server.silent == "body":
             self.hold()
         outputfile.write(content[len(content) // 2 :])
 
     def hold(self) -> None:
-        Mute.met.set()
-        threading.Event().wait(1000)
+        self.server.met.set()
+        threading.Event().wait()
 
 
 @contextmanager
