@@ -120,7 +120,7 @@ def test_a_signal_ends_the_run_though_a_server_is_silent(base: list[str], name: 
             wait_for(lambda: steps_saved(Path("r")), process)
             last = silenced(server, how, process)
             process.send_signal(signal.Signals[name])
-            printed = process.communicate(timeout=45)[0]
+            printed = process.communicate(timeout=120)[0]
         assert process.returncode == Exit.STOPPED and "Traceback" not in printed, printed
         saved = steps_saved(Path("r"))[-1]
         assert saved >= last
@@ -135,7 +135,7 @@ def test_a_signal_ends_the_survey_of_a_silent_server(base: list[str], name: str)
         with train_process(f"{address}/train-{{000..004}}.tar", *base[1:], "--out", "r") as process:
             wait_for(server.met.is_set, process)
             process.send_signal(signal.Signals[name])
-            printed = process.communicate(timeout=45)[0]
+            printed = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.Signals[name] and "interrupted" in printed and "Traceback" not in printed, printed
 
 
@@ -253,7 +253,7 @@ def test_a_signal_ends_several_processes_though_a_server_is_silent_to_all_or_one
             wait_for(lambda: steps_saved(Path("r")), process)
             last = silenced(server, how, process)
             process.send_signal(signal.SIGTERM)
-            printed = process.communicate(timeout=45)[0]
+            printed = process.communicate(timeout=120)[0]
     assert process.returncode == Exit.STOPPED and "by SIGTERM, saved" in printed and "error" not in printed, printed
     assert steps_saved(Path("r"))[-1] >= last
 
