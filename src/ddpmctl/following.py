@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -74,15 +74,16 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
                 scoring.help(word)
                 continue
             ranks.asked, state.parts = asked(), parts
-            if word == Word.STEP:
-                if not begun:  # as in the process that leads, the trial before is not compiled
-                    begun = training.enter_context(compiling(state.net, config.train.compile)) is None
-                next(steps)
-            else:
-                room = room_for_moments(state)
-                add_gradients(state, denoiser, batches, config, [buffer.clone() for buffer in state.buffers], ranks)
-                state.optimizer.zero_grad(set_to_none=True)
-                del room
+            with suppress(DataError):  # whoever met it: the process that leads says so, once it has saved, which this one waits for
+                if word == Word.STEP:
+                    if not begun:  # as in the process that leads, the trial before is not compiled
+                        begun = training.enter_context(compiling(state.net, config.train.compile)) is None
+                    next(steps)
+                else:
+                    room = room_for_moments(state)
+                    add_gradients(state, denoiser, batches, config, [buffer.clone() for buffer in state.buffers], ranks)
+                    state.optimizer.zero_grad(set_to_none=True)
+                    del room
 
 
 def _scoring(config: RunConfig, dataset: ImageDataset, average: Denoiser, device: torch.device, ranks: Ranks) -> Scoring:

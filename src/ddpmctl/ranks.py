@@ -150,17 +150,23 @@ class Ranks:
         word, parts = self._broadcast(torch.zeros(2, dtype=torch.int64)).tolist()
         return Word(word), parts
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true in any process; along the way all learn whether one was :attr:`asked` to stop."""
+    def agree(self, flag: bool, news: T | None = None) -> tuple[bool, list[T]]:
+        """Whether ``flag`` is true in any process, and the ``news`` of those that have some, by rank.
+
+        Along the way all learn whether one was :attr:`asked` to stop. News themselves go round only where there are some.
+        """
         if self.world == 1:
-            return flag
+            return flag, [] if news is None else [news]
         if self._parent not in (None, os.getppid()):
             self.asked = self.asked or signal.Signals["SIGHUP"].value
-        flags = torch.tensor([int(flag), self.asked])
+        flags = torch.tensor([int(flag), int(news is not None), self.asked])
+        told: list[T | None] = [None] * self.world
         with self._others():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        found, self.asked = flags.tolist()
-        return bool(found)
+            found, some, self.asked = flags.tolist()
+            if some:
+                dist.all_gather_object(told, news)
+        return bool(found), [one for one in told if one is not None]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put into each of ``tensors``, all of one dtype, the sum over the processes."""
