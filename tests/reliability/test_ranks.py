@@ -10,16 +10,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 from ddpmctl.cli import main
+from ddpmctl.data import shards as tar_shards
+from ddpmctl.errors import Exit
 from helpers import Means, write_images
 from runs import COMMAND, assert_whole, rows, state_of, steps_saved, train_process, wait_for
+from tars import write_shards
 
 SETTINGS = """\
 seed: 5
@@ -83,6 +87,10 @@ def torchrun(count: int, restarts: int, *arguments: object) -> Iterator[subproce
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def fail(error: Exception) -> NoReturn:
+    raise error
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
@@ -204,6 +212,67 @@ def test_what_goes_wrong_in_one_process_is_decided_alike_in_all(base: list[str])
         assert text.count("out of memory") == 1 and text.count("back to step 5 with half the lr, 1 of 3 times") == 1, text
     assert state_of(Path("two"), 14)["rollbacks"] == 1
     assert_close(Path("one"), Path("two"))
+
+
+def shards(bad: Container[int] = ()) -> list[str]:
+    """54 images in blocks of 10, which end within a batch, and a few that are held out."""
+    pytest.importorskip("webdataset")
+    write_shards(Path("shards"), (20, 20, 20), label=lambda n: str(n % 2), bad=bad, size=(16, 16))
+    return ["shards", "-c", "settings.yaml", "--steps", "12", "--set", "data.shuffle=10"]
+
+
+BROKEN = """\
+import os, sys
+from pathlib import Path
+from ddpmctl.cli import main
+from ddpmctl.data import shards
+
+plain = shards._content
+
+def content(tar, info):
+    if info.name == "000034.png" and os.environ["RANK"] == "1" and Path("broken").exists():
+        Path("broken").unlink()
+        raise OSError(5, "Input/output error")
+    return plain(tar, info)
+
+shards._content = content
+sys.exit(main(sys.argv[1:]))
+"""
+"""An image that one process alone cannot read, and once."""
+
+
+@linux
+def test_what_only_one_process_cannot_read_costs_no_step(base: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("driver.py").write_text(BROKEN)
+    words, gone = ["train", *shards()], f"{Path().absolute()}/shards/train-001.tar: Input/output error"
+    with monkeypatch.context() as patch:
+        plain = tar_shards._content
+        broken = {"000034.png": OSError(5, "Input/output error")}
+        patch.setattr(tar_shards, "_content", lambda tar, info: fail(broken[info.name]) if info.name in broken else plain(tar, info))
+        assert main([*words, "-q", "--out", "one"]) == Exit.DATA
+    [saved] = steps_saved(Path("one"))
+    assert 0 < saved < 12 and main(["train", "--resume", "one", "-q"]) == 0
+    Path("broken").touch()
+    with torchrun(2, 1, "driver.py", *words, "--out", "two") as agent:
+        printed = " ".join(agent.communicate(timeout=300)[0].split())
+    assert agent.returncode == 0 and "done: two" in printed, printed
+    assert printed.count("error: ") == 1 and re.search(f"error: process 1 of 2 on [^:]+: {gone}", printed), printed
+    assert "(exitcode: 3) local_rank: 0" in printed and f"resumed from step {saved}" in printed, printed
+    assert_close(Path("one"), Path("two"))
+
+
+def test_bad_images_are_those_of_all_processes(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Four in the first blocks, of each process some; with three more there are too many, though not of any one process."""
+    words = shards(bad=(53, 56, 58, 59, 16, 17, 19))
+    assert main(["train", *words, "-q", "--out", "one"]) == Exit.DATA
+    told = "train-000.tar/000016.png: not an image that can be read; 7 of 40 images that were come to are unreadable"
+    assert f"error: {told}" in " ".join(capsys.readouterr().err.split())
+    with train_process(*words, "--out", "two", "--devices", "cpu,cpu") as launcher:
+        printed = " ".join(launcher.communicate(timeout=300)[0].split())
+    assert launcher.returncode == Exit.DATA and printed.count(f"error: {told}") == printed.count("error:") == 1, printed
+    assert steps_saved(Path("one")) == steps_saved(Path("two")) == [4]
+    listed = [(Path(name) / "bad-images.csv").read_text() for name in ("one", "two")]
+    assert listed[0] == listed[1] and listed[0].count(".png") == 4
 
 
 @pytest.mark.slow
