@@ -18,7 +18,7 @@ TOWER = [
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
     ("build", "ranks", "turns", "meeting", "sheet", "outputs", "describe", "outline", "noise_demo", "interop"),
-    ("events", "keeping", "editing", "starting", "sampling", "training", "learner", "following", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
+    ("events", "keeping", "editing", "starting", "sampling", "training", "learner", "measures", "following", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
     ("api",),
     ("cli", "__main__"),
 ]
