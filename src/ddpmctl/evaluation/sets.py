@@ -22,9 +22,10 @@ from ddpmctl.data.report import Progress
 from ddpmctl.errors import DataError
 from ddpmctl.evaluation import features
 from ddpmctl.evaluation.features import FEATURES, extract, load_features
+from ddpmctl.making import made_by_all
 from ddpmctl.plans import Plan
 from ddpmctl.ranks import ALONE, Ranks, Word
-from ddpmctl.sampling import Generated, Model, generate, made_by_all
+from ddpmctl.sampling import Generated, Model, generate
 from ddpmctl.turns import rounds
 
 
