@@ -47,6 +47,8 @@ class Word(IntEnum):
     LOAD = 3
     SAMPLES = 4
     FEATURES = 5
+    LOSSES = 6
+    BITS = 7
 
 
 class Ranks:

@@ -308,7 +308,7 @@ if "train" in sys.argv:
     from ddpmctl.evaluation import scoring
     sys.path.insert(0, "TESTS")
     from helpers import Means
-    scoring.one_each, scoring.load_features = noted, lambda name, device: Means()
+    scoring.load_features = lambda name, device: Means()
 sys.exit(main(sys.argv[1:]))
 """.replace("TESTS", str(Path(__file__).parents[1]))
 
@@ -353,9 +353,9 @@ def test_several_processes_evaluate_as_one_does(trained: Path, world: int, capsy
     one = json.loads(capsys.readouterr().out)
     Path("driver.py").write_text(SHARING)
     assert json.loads(alongside(world, *words, "--device", "cpu")) == one
-    lines = shares(world)  # four batches of samples, four of images, in turn
-    assert [len(each) for each in lines] == {2: [4, 4], 3: [4, 2, 2]}[world]
-    assert {line for each in lines for line in each} == {"_extract 3"}
+    # Twelve samples, as many images, 256 draws of the loss, and the bits of the images.
+    pieces = [4 * ["extract 3"], 4 * ["extract 3"], [*85 * ["losses 3"], "losses 1"], 4 * ["bits 3"]]
+    assert shares(world) == [[line for kind in pieces for line in kind[rank::world]] for rank in range(world)]
 
 
 @pytest.mark.slow
@@ -371,20 +371,22 @@ def test_several_processes_compare_two_sets_as_one_does(photos: Path, capsys: py
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_kid_is_measured_by_all_processes(base: list[str], world: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a learning rate at which nothing moves, or the networks would differ by rounding, and KID with them."""
+def test_kid_and_the_held_out_loss_are_measured_by_all_processes(base: list[str], world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a learning rate at which nothing moves, or the networks would differ by rounding, and what is measured with them."""
     pytest.importorskip("torch_fidelity")
     monkeypatch.setattr("ddpmctl.evaluation.scoring.load_features", lambda name, device: Means())
     flags = ["--steps", "4", "--lr", "1e-30", "--evaluate-every", "2", "--set", "train.evaluate_samples=20", "--set", "train.samples=5"]
     assert main(["train", *base, "-q", "--out", "one", *flags]) == 0
     Path("driver.py").write_text(SHARING)
     alongside(world, "train", *base, "--out", "several", *flags)
-    kids = [[(row["step"], row["kid"], row["kid_spread"]) for row in rows(Path(name)) if row["kid"]] for name in ("one", "several")]
-    assert kids[0] == kids[1] and [step for step, *_ in kids[0]] == ["2", "4"]
+    columns = ("step", "kid", "kid_spread", "val_loss", "val_q1", "val_q2", "val_q3", "val_q4")
+    found = [[[row[name] for name in columns] for row in rows(Path(run)) if row["kid"]] for run in ("one", "several")]
+    assert found[0] == found[1] and [step for step, *_ in found[0]] == ["2", "4"] and all(found[0][1])
     # Twice four batches of five samples, and what is less than a batch of features: that of the images once, of samples twice.
     lines = shares(world)
     assert [sum("_samples 5" in line for line in each) for each in lines] == {2: [4, 4], 3: [4, 2, 2]}[world]
     assert [sum("_features 20" in line for line in each) for each in lines] == [3] + [0] * (world - 1)
+    assert [sum("losses" in line for line in each) for each in lines] == [len(range(rank, 86, world)) for rank in range(world)]
 
 
 @linux
