@@ -18,7 +18,8 @@ from ddpmctl.cli import main
 from ddpmctl.config import DataConfig
 from ddpmctl.data.dataset import load_images
 from ddpmctl.errors import Exit
-from ddpmctl.runfile import check_size, read_run_file, resolve
+from ddpmctl.rules import check_size
+from ddpmctl.runfile import read_run_file, resolve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN_FILES = sorted(EXAMPLES.glob("*.yaml"))

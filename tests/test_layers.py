@@ -14,11 +14,11 @@ import ddpmctl
 SOURCE = Path(ddpmctl.__file__).parent
 TOWER = [
     ("__init__", "errors", "started", "rows", "checks", "files", "magic", "parsing", "memory", "process", "stopping"),
-    ("config", "runfile", "resume", "plans"),
+    ("config", "rules", "runfile", "resume", "plans"),
     ("core",),
     ("images", "plot", "npz", "data", "contents", "checkpoint", "averages", "lock", "table", "runfolder"),
     ("build", "ranks", "turns", "meeting", "sheet", "outputs", "describe", "outline", "noise_demo", "interop"),
-    ("events", "keeping", "editing", "starting", "sampling", "training", "learner", "following", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
+    ("events", "keeping", "editing", "starting", "sampling", "making", "training", "learner", "measures", "following", "validation", "divergence", "metrics", "preview", "preflight", "run", "initial", "inspection", "evaluation", "boards", "launch"),
     ("api",),
     ("cli", "__main__"),
 ]

@@ -22,8 +22,8 @@ from tars import write_shards
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KNOWN_ELSEWHERE = {"make", "pip", "torchrun"}
-"""First words of lines that no test runs."""
+KNOWN_ELSEWHERE = {"make", "pip", "docker", "torchrun"}
+"""First words of lines that the test of the command's lines leaves out; those of torchrun have one of their own."""
 
 _TINY = "--batch-size 2 --size 16 --set model.base_channels=8 --set model.norm_groups=4 --set train.sample_steps=2 --set train.samples=4"
 SHORTER = {
@@ -70,7 +70,7 @@ def shortened(words: list[str]) -> list[str]:
     kind = "resume" if "--resume" in words else "init" if "--init-from" in words else words[0]
     if "--dry-run" in words and kind == "resume":
         return words
-    words = ["8" if word == "50k" else word for word in words]
+    words = [{"50k": "8", "0,1": "cpu,cpu"}.get(word, word) for word in words]
     fresh = ["--overwrite"] if kind in ("train", "init", "sample", "noise-demo", "convert") else []
     return [*words, *shlex.split(SHORTER.get(kind, "")), *fresh]
 
@@ -94,6 +94,17 @@ def test_every_command_line_runs(page: Path, workshop: Path, tmp_path: Path, mon
             assert main(shortened(words)) == 0, line
             if target:
                 Path(target).write_text("")
+
+
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in command_lines(page) if line.startswith("torchrun ")}, key=len))
+def test_every_line_of_torchrun_runs_with_two_processes_of_this_machine(line: str, photos: Path) -> None:
+    for there, here in {"--nproc-per-node 8": "--nproc-per-node 2", "--nnodes 2": "--nnodes 1", "first-machine:29500": "localhost:0"}.items():
+        line = line.replace(there, here)
+    words = shlex.split(re.sub(r"\S*photos\S*", shlex.quote(str(photos)), line))
+    assert words[words.index("-m") + 1 :][:2] == ["ddpmctl", "train"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words[1:], *shlex.split(SHORTER["train"]), "--out", "run", "--device", "cpu"]
+    subprocess.run(command, check=True)
+    assert read_run_file(Path("run/run.yaml")) and list(Path("run/checkpoints").glob("step-00000002.pt"))
 
 
 def test_each_command_stands_on_the_pages() -> None:

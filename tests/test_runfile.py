@@ -9,7 +9,8 @@ import pytest
 from ddpmctl.config import RunConfig, known_keys
 from ddpmctl.errors import ConfigError, Exit
 from ddpmctl.parsing import parse_size
-from ddpmctl.runfile import Layer, check_size, config_layer, flag_layer, read_run_file, resolve, to_yaml
+from ddpmctl.rules import check_size
+from ddpmctl.runfile import Layer, config_layer, flag_layer, read_run_file, resolve, to_yaml
 
 
 @pytest.fixture

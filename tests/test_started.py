@@ -17,10 +17,11 @@ from ddpmctl.config import RunConfig
 from ddpmctl.core.samplers import SampleStep
 from ddpmctl.errors import ConfigError
 from ddpmctl.following import check
+from ddpmctl.making import Made, made_by_all
 from ddpmctl.meeting import joined
 from ddpmctl.parsing import parse_devices
 from ddpmctl.ranks import ALONE, Ranks
-from ddpmctl.sampling import Generated, Made, made_by_all
+from ddpmctl.sampling import Generated
 from ddpmctl.started import Started, how_started
 
 JOINED = {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}

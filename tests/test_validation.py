@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpmctl import validation
 from ddpmctl.cli import main
 from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.core.noise import derived_generator
@@ -130,28 +131,29 @@ def test_too_little_memory_makes_smaller_batches_and_the_same_loss(monkeypatch):
     data, held = dataset(30), torch.tensor([3, 17, 29])
     denoiser = Denoiser(lambda x, t, label: 0.3 * x, NoiseSchedule.named("cosine", 100), "eps")
     enough = validate(denoiser, data, held, 64)
-    plain, tried = Validation._loss, []
+    plain, tried = validation.loss_of_each, []
 
-    def narrow(self, denoiser, device, quarter, draws):
-        tried.append(len(draws))
-        if len(draws) > 20:
+    def narrow(denoiser, x0, *args, **options):
+        tried.append(len(x0))
+        if len(x0) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
-        return plain(self, denoiser, device, quarter, draws)
+        return plain(denoiser, x0, *args, **options)
 
-    monkeypatch.setattr(Validation, "_loss", narrow)
+    monkeypatch.setattr(validation, "loss_of_each", narrow)
     little = validate(denoiser, data, held, 64)
-    assert tried == [64, 32, 16, 16, 16, 16] + 12 * [16]
+    assert tried == [32, 16] + 32 * [8]
     assert little.quarters == pytest.approx(enough.quarters, rel=1e-5)
-    monkeypatch.setattr(Validation, "_loss", lambda *args: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(validation, "loss_of_each", lambda *args, **options: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         validate(denoiser, data, held, 8)
 
 
 def test_more_held_out_images_than_draws_are_taken_from_all_classes():
     """``hold_out`` sorts by number, and so by class: the first 256 would be of the first classes only."""
-    held = Validation(dataset(10), torch.arange(1000), "l2").held
-    drawn = held[: QUARTERS * DRAWS]
-    assert torch.equal(held.sort().values, torch.arange(1000))
+    numbers = torch.arange(1000)
+    data = ImageDataset(torch.zeros(1000, 1, 2, 2, dtype=torch.uint8), numbers, [], DataReport(), "")
+    drawn = Validation(data, numbers, "l2").pictures.labels
+    assert drawn is not None and len(drawn.unique()) == len(drawn) == QUARTERS * DRAWS
     for tenth in range(10):
         assert 10 < ((drawn // 100) == tenth).sum() < 45
-    assert [len((held[quarter * DRAWS : (quarter + 1) * DRAWS] // 250).unique()) for quarter in range(QUARTERS)] == [4] * 4
+    assert [len((drawn[quarter * DRAWS : (quarter + 1) * DRAWS] // 250).unique()) for quarter in range(QUARTERS)] == [4] * 4

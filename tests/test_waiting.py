@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,9 @@ from ddpmctl import build
 from ddpmctl.config import RunConfig
 from ddpmctl.core.transfer import send
 from ddpmctl.data.batches import Batches
+from ddpmctl.events import Busy
 from ddpmctl.training import TrainState, TrainStep, train_steps
+from ddpmctl.validation import DRAWS, QUARTERS, Validated, Validation
 from pretend import GPU, move, pretended
 
 MODEL = {"base_channels": 8, "channel_mults": [1, 2], "num_res_blocks": 1, "norm_groups": 4, "dropout": 0.0}
@@ -71,6 +73,25 @@ def test_a_step_waits_for_nothing_and_gives_the_same_numbers(case, monkeypatch):
         assert torch.equal(torch.stack([step.numbers for step in done]).cpu(), torch.stack([step.numbers for step in wanted]))
         for name, weights in there.ema.net.state_dict().items():
             assert torch.equal(weights.cpu(), state.ema.net.state_dict()[name]), name
+
+
+def test_the_held_out_loss_waits_for_what_it_came_to_alone(monkeypatch):
+    """Once a piece; images, labels and noise go there without."""
+    state, _ = training("labels", on_gpu=False)
+    config = RunConfig.model_validate({"data": {"conditional": True}, "model": {**MODEL, "label_dropout": 0.5}})
+    validation = Validation(Images(3), torch.arange(12), "l2")  # type: ignore[arg-type]
+    walk = validation(build.build_denoiser(config, state.net, None), torch.device("cpu"), 32)
+    wanted = list(finished(walk))[-1]
+    with pretended(monkeypatch) as gpu:
+        move(state.net)
+        found = list(finished(validation(build.build_denoiser(config, state.net, None), GPU, 32)))
+        assert gpu.waits == QUARTERS * DRAWS // 32 * ["_to_copy"]
+    assert found[-1] == wanted
+
+
+def finished(walk: Generator[Busy, None, Validated]) -> Iterator[Busy | Validated]:
+    """What it yields, and what it returns."""
+    yield (yield from walk)
 
 
 @pytest.mark.parametrize("waiting", [lambda x: x.to(GPU), lambda x: send(x, GPU).cpu(), lambda x: send(x, GPU).sum().item(),

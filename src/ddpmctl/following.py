@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-import torch
-
-from ddpmctl.build import build_denoiser, compiling
+from ddpmctl.build import compiling
 from ddpmctl.config import RunConfig
-from ddpmctl.core.denoiser import Denoiser
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.names import place_of
 from ddpmctl.errors import ConfigError, DataError
-from ddpmctl.evaluation.scoring import Scoring
 from ddpmctl.learner import new_learner
-from ddpmctl.preview import Preview
+from ddpmctl.measures import new_measures
 from ddpmctl.ranks import Ranks, Word
 from ddpmctl.stopping import Interrupted
 from ddpmctl.training import add_gradients, room_for_moments, train_steps
+from ddpmctl.turns import one_each
 
 
 def check(config: RunConfig, world: int) -> None:
@@ -57,9 +54,9 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     dataset = in_turn(ranks, lambda: load_images(config.data, path))
     if dataset.fingerprint != fingerprint:
         raise DataError(f"{path}: not the images that process 0 has", "give all machines the same, such as one shared folder")
-    state, denoiser, batches, _, autocast = new_learner(config, dataset, device)
-    average = build_denoiser(config, state.ema.net, autocast)
-    scoring = _scoring(config, dataset, average, device, ranks) if config.train.evaluate_every else None
+    learner = new_learner(config, dataset, device)
+    state, denoiser, batches, _, _ = learner
+    works = new_measures(config, dataset, learner, device, ranks).works()
     steps, begun = train_steps(state, denoiser, batches, config, ranks), False
 
     def hear() -> int:
@@ -75,26 +72,20 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
             if word == Word.LOAD:
                 state.load_state_dict(ranks.share())
                 continue
-            if word in (Word.SAMPLES, Word.FEATURES):
-                assert scoring is not None
-                scoring.help(word)
+            if word in works:
+                one_each(ranks, works[word])
                 continue
             hear()
             state.parts = parts
-            if word == Word.STEP:
-                if not begun:  # as in the process that leads, the trial before is not compiled
-                    begun = training.enter_context(compiling(state.net, config.train.compile)) is None
-                    batches.asked = hear
-                with suppress(Interrupted):  # the one that leads says what comes next
+            # Whoever met it: the process that leads says so, once it has saved, which this one waits for.
+            with suppress(DataError, Interrupted):
+                if word == Word.STEP:
+                    if not begun:  # as in the process that leads, the trial before is not compiled
+                        begun = training.enter_context(compiling(state.net, config.train.compile)) is None
+                        batches.asked = hear
                     next(steps)
-            else:
-                room = room_for_moments(state)
-                add_gradients(state, denoiser, batches, config, [buffer.clone() for buffer in state.buffers], ranks)
-                state.optimizer.zero_grad(set_to_none=True)
-                del room
-
-
-def _scoring(config: RunConfig, dataset: ImageDataset, average: Denoiser, device: torch.device, ranks: Ranks) -> Scoring:
-    """This process's part in measuring KID."""
-    grid = Preview(config, (dataset.channels, *dataset.size), len(dataset.class_names), device)
-    return Scoring(dataset, config.train.evaluate_samples, average, grid, ranks)
+                else:
+                    room = room_for_moments(state)
+                    add_gradients(state, denoiser, batches, config, [buffer.clone() for buffer in state.buffers], ranks)
+                    state.optimizer.zero_grad(set_to_none=True)
+                    del room

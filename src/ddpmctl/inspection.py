@@ -110,7 +110,7 @@ def inspect_run(path: Path) -> Facts:
 
 def inspect_run_file(path: Path) -> Facts:
     """What a run file asks for. A size or channels left open are taken as 64x64 and RGB."""
-    from ddpmctl.runfile import check_size
+    from ddpmctl.rules import check_size
 
     config = _run_file_config(path)
     data = config.data

@@ -28,8 +28,9 @@ from ddpmctl.interop.imported import Loaded
 from ddpmctl.preflight import preflight
 from ddpmctl.ranks import ALONE, Ranks
 from ddpmctl.resume import check_changes
+from ddpmctl.rules import check_size
 from ddpmctl.run import Event, Run
-from ddpmctl.runfile import Layer, check_size, read_run_file, resolve
+from ddpmctl.runfile import Layer, read_run_file, resolve
 from ddpmctl.runfolder import RunFolder, checkpoint_in
 from ddpmctl.sampling import config_of
 from ddpmctl.stopping import Interrupted

@@ -25,7 +25,6 @@ from ddpmctl.build import resolve_device
 from ddpmctl.errors import ConfigError, DeviceError, RanksError
 from ddpmctl.memory import out_of_memory
 from ddpmctl.started import Started
-from ddpmctl.stopping import Interrupted
 
 PATIENCE = timedelta(days=7)
 """How long the others wait while the one that leads decodes images, draws grids or saves. One that has died is noticed at once."""
@@ -48,6 +47,8 @@ class Word(IntEnum):
     LOAD = 3
     SAMPLES = 4
     FEATURES = 5
+    LOSSES = 6
+    BITS = 7
 
 
 class Ranks:
@@ -151,22 +152,23 @@ class Ranks:
         word, parts = self._broadcast(torch.zeros(2, dtype=torch.int64)).tolist()
         return Word(word), parts
 
-    def any(self, flag: bool, *, leaves: bool = False) -> bool:
-        """Whether ``flag`` is true in any process; along the way all learn whether one was :attr:`asked` to stop.
+    def agree(self, flag: bool, news: T | None = None) -> tuple[bool, list[T]]:
+        """Whether ``flag`` is true in any process, and the ``news`` of those that have some, by rank.
 
-        Raises :class:`Interrupted` in all where one ``leaves`` the step that they are at.
+        Along the way all learn whether one was :attr:`asked` to stop. News themselves go round only where there are some.
         """
         if self.world == 1:
-            return flag
+            return flag, [] if news is None else [news]
         if self._parent not in (None, os.getppid()):
             self.asked = self.asked or signal.Signals["SIGHUP"].value
-        flags = torch.tensor([int(flag), self.asked, int(leaves)])
+        flags = torch.tensor([int(flag), int(news is not None), self.asked])
+        told: list[T | None] = [None] * self.world
         with self._others():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        found, self.asked, left = flags.tolist()
-        if left:
-            raise Interrupted
-        return bool(found)
+            found, some, self.asked = flags.tolist()
+            if some:
+                dist.all_gather_object(told, news)
+        return bool(found), [one for one in told if one is not None]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Put into each of ``tensors``, all of one dtype, the sum over the processes."""

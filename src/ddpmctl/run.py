@@ -11,24 +11,24 @@ from typing import Any
 import torch
 
 from ddpmctl import averages, checkpoint, initial, plot
-from ddpmctl.build import build_denoiser, compiling, precision_name, resolve_device
+from ddpmctl.build import compiling, precision_name, resolve_device
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.divergence import Watch, advice
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
-from ddpmctl.evaluation.scoring import Scored, Scoring
+from ddpmctl.evaluation.scoring import Scored
 from ddpmctl.events import Back, Busy, Logged, Notice, Saved
 from ddpmctl.files import there
 from ddpmctl.images import save_png
 from ddpmctl.keeping import Attempts, Kept
 from ddpmctl.learner import new_learner, new_net
+from ddpmctl.measures import new_measures
 from ddpmctl.metrics import Window
-from ddpmctl.preview import Preview
 from ddpmctl.ranks import ALONE, Ranks, Word
 from ddpmctl.runfile import to_yaml
 from ddpmctl.runfolder import RunFolder
 from ddpmctl.training import TrainStep, train_steps
-from ddpmctl.validation import DRAWS, Validated, Validation
+from ddpmctl.validation import Validated
 
 LOOK_EVERY = 16
 """Steps after which the device is waited for at the latest, and all weights are gone through, to see how the run goes."""
@@ -51,13 +51,10 @@ class Run:
         self.device = device or resolve_device(config.device)
         self.class_names = list(dataset.class_names)
         self.image_shape = (dataset.channels, *dataset.size)
-        self.state, self.denoiser, self.batches, held, self.autocast = new_learner(config, dataset, self.device)
-        self.average = build_denoiser(config, self.state.ema.net, self.autocast)
-        self.validation = Validation(dataset, held, config.diffusion.loss) if len(held) else None
+        learner = new_learner(config, dataset, self.device)
+        self.state, self.denoiser, self.batches, _, self.autocast = learner
+        self.average, self.grid, self.validation, self.scoring = new_measures(config, dataset, learner, self.device, ranks)
         self._watch = Watch(config.train.bad_steps, scaling=self.state.scaler.is_enabled())
-        self.grid = Preview(config, self.image_shape, len(self.class_names), self.device)
-        n, every = config.train.evaluate_samples, config.train.evaluate_every
-        self.scoring = Scoring(dataset, n, self.average, self.grid, ranks) if every else None
         self._window, self._begun, self._bad = Window(), False, 0
         self._unread: list[TrainStep] = []
         self._kept, self._trying = Kept(), Attempts()
@@ -359,8 +356,8 @@ class Run:
     def validate(self) -> Generator[Event, None, Validated]:
         """The loss of the averaged weights on held-out images; needs some."""
         assert self.validation is not None
-        at_once = min(max(1, self.config.train.batch_size // self.state.parts), DRAWS)
-        result = yield from self.validation(self.average, self.device, at_once)
+        at_once = max(1, self.config.train.batch_size // self.state.parts)
+        result = yield from self.validation(self.average, self.device, at_once, self.ranks)
         self._window.restart_clock()
         yield result
         return result

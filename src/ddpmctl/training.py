@@ -22,6 +22,7 @@ from ddpmctl.core.optim import LR_SCHEDULES, keep_gradients, update
 from ddpmctl.core.power import PowerEMA
 from ddpmctl.core.transfer import send
 from ddpmctl.data.batches import StepBatches
+from ddpmctl.errors import DataError
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.ranks import ALONE, Ranks
 from ddpmctl.stopping import Interrupted
@@ -208,16 +209,17 @@ def add_gradients(
 
     Each process draws for the whole batch, and computes its part of it: only sums go between them, once a step.
     When memory runs out in one, ``state.parts`` is doubled in all and the step done again from ``buffers``, a copy of the
-    network's: the batch stays what it was. Raises the device's own error when one image is too much, and :class:`Interrupted`, in all,
-    where one has waited in vain for its images.
+    network's: the batch stays what it was. Raises the device's own error when one image is too much, and the :class:`DataError`
+    or :class:`Interrupted` that any process has met, in all of them.
     """
     step, diffusion, device, n = state.step + 1, config.diffusion, next(state.net.parameters()).device, batches.batch_size
     draw, mine = (config.seed, step, state.rollbacks), ranks.part(n)
     drawn = T_SAMPLINGS[diffusion.t_sampling](denoiser, n, diffusion.weighting, derived_generator(*draw, "t"))
     try:
         x0, label = batches(step, mine)
-    except Interrupted:
-        ranks.any(True, leaves=True)
+    except (DataError, Interrupted) as error:
+        fault = DataError(f"{ranks.name()}: {error.problem}", error.advice) if isinstance(error, DataError) and not ranks.leads else error
+        batches.take(ranks.agree(False, batches.news(fault))[1])  # where the others say how the step went
         raise
     if label is not None and denoiser.null_label is not None:
         hidden = torch.rand(n, generator=derived_generator(*draw, "label")) < config.model.label_dropout
@@ -259,7 +261,9 @@ def add_gradients(
             if not out_of_memory(error) or state.parts >= ranks.most(n):
                 raise
         # Out of the handler, whose error still holds what the failed attempt had in memory.
-        if not ranks.any(loss is None) and loss is not None:
+        short, news = ranks.agree(loss is None, batches.news())
+        batches.take(news)
+        if not short and loss is not None:
             ranks.add([loss, *(p.grad for _, p in state.named if p.grad is not None)])
             return loss
         state.parts = min(2 * state.parts, ranks.most(n))

@@ -10,16 +10,22 @@ from torch import Tensor
 
 from ddpmctl.config import MOST_HELD_OUT
 from ddpmctl.core.denoiser import Denoiser
-from ddpmctl.core.losses import denoising_loss
+from ddpmctl.core.losses import loss_of_each
 from ddpmctl.core.noise import derived_generator
+from ddpmctl.core.transfer import send
+from ddpmctl.data.batches import Batch
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.events import Busy
 from ddpmctl.images import from_uint8
-from ddpmctl.memory import free_cached, out_of_memory
+from ddpmctl.ranks import ALONE, Ranks, Word
+from ddpmctl.turns import Work, as_fits, rounds
 
 QUARTERS = 4
 DRAWS = 64
 """Noised images a quarter of 1..T."""
+
+AT_ONCE = 32
+"""Of them at most, so that eight processes have a share each."""
 
 
 class Validated(NamedTuple):
@@ -48,6 +54,22 @@ def split(dataset: ImageDataset, share: float) -> tuple[Tensor, Tensor]:
     return trained.nonzero().flatten(), dataset.held
 
 
+class Pictures(NamedTuple):
+    """A few images of a data set, to be looked at again and again: ``images`` uint8 (K, C, H, W); ``labels`` int64 (K,), or None."""
+
+    images: Tensor
+    labels: Tensor | None
+
+    @classmethod
+    def of(cls, dataset: ImageDataset, which: Tensor) -> Pictures:
+        """A copy of the images ``which``, indices (K,)."""
+        return cls(dataset.images[which], None if dataset.labels is None else dataset.labels[which])
+
+    def batch(self, numbers: Tensor) -> Batch:
+        """Those of ``numbers`` (B,), which count from 0, on the CPU."""
+        return Batch(from_uint8(self.images[numbers]), None if self.labels is None else self.labels[numbers])
+
+
 class Validation:
     """The loss of a denoiser on the held-out images ``held`` of ``dataset``; ``kind`` is a row of LOSSES.
 
@@ -56,42 +78,35 @@ class Validation:
     """
 
     def __init__(self, dataset: ImageDataset, held: Tensor, kind: str) -> None:
-        self.dataset, self.kind = dataset, kind
-        self.held = held[torch.randperm(len(held), generator=derived_generator("validation order"))]
+        order = torch.randperm(len(held), generator=derived_generator("validation order"))
+        self.count, self.kind = len(held), kind
+        self.pictures = Pictures.of(dataset, held[order[: QUARTERS * DRAWS]])
 
     def __call__(
-        self, denoiser: Denoiser, device: torch.device, batch_size: int
+        self, denoiser: Denoiser, device: torch.device, batch_size: int, ranks: Ranks = ALONE
     ) -> Generator[Busy, None, Validated]:
-        """Yields after every batch; ``batch_size``, halved where memory runs out, changes the last digits only."""
-        means = []
-        for quarter in range(QUARTERS):
-            total, done = 0.0, 0
-            while done < DRAWS:
-                draws = range(done, min(done + batch_size, DRAWS))
-                try:
-                    total += self._loss(denoiser, device, quarter, draws) * len(draws)
-                    done = draws.stop
-                    yield Busy("validating", quarter * DRAWS + done, QUARTERS * DRAWS)
-                    continue
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error) or len(draws) == 1:
-                        raise
-                # Out of the handler, whose error still holds what the failed attempt had in memory.
-                batch_size = len(draws) // 2
-                free_cached(device.type)
-            means.append(total / DRAWS)
-        return Validated(sum(means) / QUARTERS, tuple(means))
+        """Draw and measure, with all ``ranks``; yields along the way. ``batch_size`` changes the last digits only."""
+        pieces = torch.split(torch.arange(QUARTERS * DRAWS), min(batch_size, AT_ONCE))
+        found: list[Tensor] = []
+        for losses in rounds(ranks, Word.LOSSES, self.work(denoiser, device), pieces):
+            found += losses
+            yield Busy("validating", sum(map(len, found)), QUARTERS * DRAWS)
+        quarters = torch.cat(found).view(QUARTERS, DRAWS).mean(dim=1).tolist()
+        return Validated(sum(quarters) / QUARTERS, tuple(quarters))
 
-    @torch.no_grad()
-    def _loss(self, denoiser: Denoiser, device: torch.device, quarter: int, draws: range) -> float:
+    def work(self, denoiser: Denoiser, device: torch.device) -> Work:
+        """What makes of the numbers of draws, (B,), their losses, (B,) float64: in every process the same."""
         timesteps = denoiser.schedule.timesteps
-        numbers = [quarter * DRAWS + draw for draw in draws]
-        chosen = self.held[torch.tensor(numbers) % len(self.held)]
-        x0 = from_uint8(self.dataset.images[chosen])
-        label = None if self.dataset.labels is None else self.dataset.labels[chosen].to(device)
-        # Stratified: draw d of a quarter stands in the middle of its share of 1..T.
-        t = torch.tensor([1 + int((number + 0.5) / (QUARTERS * DRAWS) * timesteps) for number in numbers])
-        eps = torch.stack(
-            [torch.randn(x0.shape[1:], generator=derived_generator("validation", number)) for number in numbers]
-        )
-        return float(denoising_loss(denoiser, x0.to(device), t, eps.to(device), label, loss=self.kind))
+
+        @torch.no_grad()
+        def losses(numbers: Tensor) -> Tensor:
+            x0, label = self.pictures.batch(numbers % len(self.pictures.images))
+            # Stratified: draw d of a quarter stands in the middle of its share of 1..T.
+            t = torch.tensor([1 + int((number + 0.5) / (QUARTERS * DRAWS) * timesteps) for number in numbers.tolist()])
+            eps = torch.stack(
+                [torch.randn(x0.shape[1:], generator=derived_generator("validation", number)) for number in numbers.tolist()]
+            )
+            label = None if label is None else send(label, device)
+            return loss_of_each(denoiser, send(x0, device), t, send(eps, device), label, loss=self.kind).cpu().double()
+
+        return as_fits(losses, device)

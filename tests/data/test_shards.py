@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import sys
 import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,37 @@ def test_parts_of_several_processes_are_the_whole(tmp_path: Path, bad: tuple[int
         assert torch.equal(torch.cat([other[step].label for other in others]), batch.label)
     if not bad:
         assert max(decoded.values()) <= 5  # three epochs, and what was read ahead: not once in each process
+
+
+@pytest.mark.parametrize("shuffle", [4, 9, 100])
+@pytest.mark.parametrize("max_bad", [0.15, 1])
+def test_bad_images_of_several_processes_are_those_of_one(tmp_path: Path, shuffle: int, max_bad: float) -> None:
+    """At every step the same list in the same order, and too many at the same step for the same reason."""
+    bad = (0, 6, 8, 14, 17, 20, 25, 29)
+    found = streamed(write_shards(tmp_path / "s", COUNTS, bad=bad), shuffle=shuffle, holdout=0, max_bad=max_bad)
+    with ExitStack() as stack:
+        one, *several = (stack.enter_context(batches(found, 7)) for _ in range(4))
+        for step in range(1, 14):
+            expected = fault_of(lambda step=step: one(step))
+            for made, part in zip(several, (slice(0, 3), slice(3, 5), slice(5, 7)), strict=True):
+                made(step, part)
+            news = pickle.dumps([told for made in several if (told := made.news())])
+            for made in several:
+                assert fault_of(lambda made=made, news=news: made.take(pickle.loads(news))) == expected
+                assert list(made.bad.items()) == list(one.bad.items()) and (made._seen, made._failed) == (one._seen, one._failed)
+                assert made.news() is None
+            if expected:
+                break
+    assert (expected is None) == (max_bad == 1) and (expected or len(one.bad) == len(bad))
+
+
+def fault_of(work: Callable[[], object]) -> tuple[str, str] | None:
+    """Problem and advice of the error that it raises."""
+    try:
+        work()
+    except DataError as error:
+        return error.problem, error.advice
+    return None
 
 
 def test_in_place_of_a_bad_image_comes_the_next_of_its_block(tmp_path: Path) -> None:

@@ -10,16 +10,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 from ddpmctl.cli import main
+from ddpmctl.data import shards as tar_shards
+from ddpmctl.errors import Exit
 from helpers import Means, write_images
 from runs import COMMAND, assert_whole, rows, state_of, steps_saved, train_process, wait_for
+from tars import write_shards
 
 SETTINGS = """\
 seed: 5
@@ -83,6 +87,10 @@ def torchrun(count: int, restarts: int, *arguments: object) -> Iterator[subproce
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def fail(error: Exception) -> NoReturn:
+    raise error
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
@@ -206,6 +214,67 @@ def test_what_goes_wrong_in_one_process_is_decided_alike_in_all(base: list[str])
     assert_close(Path("one"), Path("two"))
 
 
+def shards(bad: Container[int] = ()) -> list[str]:
+    """54 images in blocks of 10, which end within a batch, and a few that are held out."""
+    pytest.importorskip("webdataset")
+    write_shards(Path("shards"), (20, 20, 20), label=lambda n: str(n % 2), bad=bad, size=(16, 16))
+    return ["shards", "-c", "settings.yaml", "--steps", "12", "--set", "data.shuffle=10"]
+
+
+BROKEN = """\
+import os, sys
+from pathlib import Path
+from ddpmctl.cli import main
+from ddpmctl.data import shards
+
+plain = shards._content
+
+def content(tar, info):
+    if info.name == "000034.png" and os.environ["RANK"] == "1" and Path("broken").exists():
+        Path("broken").unlink()
+        raise OSError(5, "Input/output error")
+    return plain(tar, info)
+
+shards._content = content
+sys.exit(main(sys.argv[1:]))
+"""
+"""An image that one process alone cannot read, and once."""
+
+
+@linux
+def test_what_only_one_process_cannot_read_costs_no_step(base: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("driver.py").write_text(BROKEN)
+    words, gone = ["train", *shards()], f"{Path().absolute()}/shards/train-001.tar: Input/output error"
+    with monkeypatch.context() as patch:
+        plain = tar_shards._content
+        broken = {"000034.png": OSError(5, "Input/output error")}
+        patch.setattr(tar_shards, "_content", lambda tar, info: fail(broken[info.name]) if info.name in broken else plain(tar, info))
+        assert main([*words, "-q", "--out", "one"]) == Exit.DATA
+    [saved] = steps_saved(Path("one"))
+    assert 0 < saved < 12 and main(["train", "--resume", "one", "-q"]) == 0
+    Path("broken").touch()
+    with torchrun(2, 1, "driver.py", *words, "--out", "two") as agent:
+        printed = " ".join(agent.communicate(timeout=300)[0].split())
+    assert agent.returncode == 0 and "done: two" in printed, printed
+    assert printed.count("error: ") == 1 and re.search(f"error: process 1 of 2 on [^:]+: {gone}", printed), printed
+    assert "(exitcode: 3) local_rank: 0" in printed and f"resumed from step {saved}" in printed, printed
+    assert_close(Path("one"), Path("two"))
+
+
+def test_bad_images_are_those_of_all_processes(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Four in the first blocks, of each process some; with three more there are too many, though not of any one process."""
+    words = shards(bad=(53, 56, 58, 59, 16, 17, 19))
+    assert main(["train", *words, "-q", "--out", "one"]) == Exit.DATA
+    told = "train-000.tar/000016.png: not an image that can be read; 7 of 40 images that were come to are unreadable"
+    assert f"error: {told}" in " ".join(capsys.readouterr().err.split())
+    with train_process(*words, "--out", "two", "--devices", "cpu,cpu") as launcher:
+        printed = " ".join(launcher.communicate(timeout=300)[0].split())
+    assert launcher.returncode == Exit.DATA and printed.count(f"error: {told}") == printed.count("error:") == 1, printed
+    assert steps_saved(Path("one")) == steps_saved(Path("two")) == [4]
+    listed = [(Path(name) / "bad-images.csv").read_text() for name in ("one", "two")]
+    assert listed[0] == listed[1] and listed[0].count(".png") == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("out", ["x.npz", "x.gif", "x/"])
 def test_several_processes_make_the_same_images(trained: Path, out: str) -> None:
@@ -239,7 +308,7 @@ if "train" in sys.argv:
     from ddpmctl.evaluation import scoring
     sys.path.insert(0, "TESTS")
     from helpers import Means
-    scoring.one_each, scoring.load_features = noted, lambda name, device: Means()
+    scoring.load_features = lambda name, device: Means()
 sys.exit(main(sys.argv[1:]))
 """.replace("TESTS", str(Path(__file__).parents[1]))
 
@@ -284,9 +353,9 @@ def test_several_processes_evaluate_as_one_does(trained: Path, world: int, capsy
     one = json.loads(capsys.readouterr().out)
     Path("driver.py").write_text(SHARING)
     assert json.loads(alongside(world, *words, "--device", "cpu")) == one
-    lines = shares(world)  # four batches of samples, four of images, in turn
-    assert [len(each) for each in lines] == {2: [4, 4], 3: [4, 2, 2]}[world]
-    assert {line for each in lines for line in each} == {"_extract 3"}
+    # Twelve samples, as many images, 256 draws of the loss, and the bits of the images.
+    pieces = [4 * ["extract 3"], 4 * ["extract 3"], [*85 * ["losses 3"], "losses 1"], 4 * ["bits 3"]]
+    assert shares(world) == [[line for kind in pieces for line in kind[rank::world]] for rank in range(world)]
 
 
 @pytest.mark.slow
@@ -302,20 +371,22 @@ def test_several_processes_compare_two_sets_as_one_does(photos: Path, capsys: py
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_kid_is_measured_by_all_processes(base: list[str], world: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a learning rate at which nothing moves, or the networks would differ by rounding, and KID with them."""
+def test_kid_and_the_held_out_loss_are_measured_by_all_processes(base: list[str], world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a learning rate at which nothing moves, or the networks would differ by rounding, and what is measured with them."""
     pytest.importorskip("torch_fidelity")
     monkeypatch.setattr("ddpmctl.evaluation.scoring.load_features", lambda name, device: Means())
     flags = ["--steps", "4", "--lr", "1e-30", "--evaluate-every", "2", "--set", "train.evaluate_samples=20", "--set", "train.samples=5"]
     assert main(["train", *base, "-q", "--out", "one", *flags]) == 0
     Path("driver.py").write_text(SHARING)
     alongside(world, "train", *base, "--out", "several", *flags)
-    kids = [[(row["step"], row["kid"], row["kid_spread"]) for row in rows(Path(name)) if row["kid"]] for name in ("one", "several")]
-    assert kids[0] == kids[1] and [step for step, *_ in kids[0]] == ["2", "4"]
+    columns = ("step", "kid", "kid_spread", "val_loss", "val_q1", "val_q2", "val_q3", "val_q4")
+    found = [[[row[name] for name in columns] for row in rows(Path(run)) if row["kid"]] for run in ("one", "several")]
+    assert found[0] == found[1] and [step for step, *_ in found[0]] == ["2", "4"] and all(found[0][1])
     # Twice four batches of five samples, and what is less than a batch of features: that of the images once, of samples twice.
     lines = shares(world)
     assert [sum("_samples 5" in line for line in each) for each in lines] == {2: [4, 4], 3: [4, 2, 2]}[world]
     assert [sum("_features 20" in line for line in each) for each in lines] == [3] + [0] * (world - 1)
+    assert [sum("losses" in line for line in each) for each in lines] == [len(range(rank, 86, world)) for rank in range(world)]
 
 
 @linux

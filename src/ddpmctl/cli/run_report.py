@@ -48,7 +48,7 @@ def summary(run: Run) -> None:
         rows.insert(-2, ("compiled", f"by torch.compile, {train.compile}: the first step takes a minute or more"))
     if run.validation:
         every = f"every {train.val_every:,} steps" if train.val_every else "at the end"
-        rows.insert(2, ("held out", f"{len(run.validation.held):,} images; val_loss is measured on them {every}"))
+        rows.insert(2, ("held out", f"{run.validation.count:,} images; val_loss is measured on them {every}"))
     if run.scoring:
         rows.append(("measured", f"KID of {run.scoring.n:,} samples every {train.evaluate_every:,} steps: {train.sampler}, {run.grid.steps} steps; "
                                  f"the best is {run.folder.best_file.relative_to(run.folder.path)}"))  # fmt: skip

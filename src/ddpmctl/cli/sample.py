@@ -174,7 +174,8 @@ def _run(
     """Walk the sampler under a progress bar; hand finished images, and for a GIF all states, to the output."""
     from ddpmctl.core.noise import ImageNoise
     from ddpmctl.images import to_uint8
-    from ddpmctl.sampling import Generated, generate, levels, made_by_all
+    from ddpmctl.making import made_by_all
+    from ddpmctl.sampling import Generated, generate, levels
 
     job, done, finished = target.job, 0, 0
     n, schedule = job.n, model.denoiser.schedule

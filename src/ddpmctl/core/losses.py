@@ -88,6 +88,14 @@ def denoising_loss(
     return (each if weights is None else each * send(weights.to(each.dtype), each.device)).mean()
 
 
+def loss_of_each(
+    denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None, *, loss: str = "l2"
+) -> Tensor:
+    """The loss of each image of a batch, (B,) float32, every one counting the same; arguments are those of :func:`denoising_loss`."""
+    prediction, _ = denoiser.split(denoiser.output(denoiser.schedule.q_sample(x0, t, eps), t, label))
+    return LOSSES[loss](prediction, denoiser.target(x0, t, eps), reduction="none").flatten(1).mean(1)
+
+
 def variance_loss(
     denoiser: Denoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Tensor, fraction: Tensor
 ) -> Tensor:

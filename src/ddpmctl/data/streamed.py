@@ -39,14 +39,13 @@ class Key(NamedTuple):
 class Block(NamedTuple):
     """Decoded images: ``pixels[rows[i]]`` is what comes at place i of the block. ``rows`` int64 (M,), -1 for those of other processes.
 
-    ``seen``: how many images were decoded, of which ``bad`` could not be.
+    ``bad``: name and reason of those that could not be decoded, by their number in the block as the shards have it.
     """
 
     rows: torch.Tensor
     pixels: torch.Tensor
     labels: torch.Tensor
-    seen: int
-    bad: list[tuple[str, str]]
+    bad: dict[int, tuple[str, str]]
 
 
 @dataclass
@@ -64,7 +63,8 @@ class StreamedBatches(StepBatches):
     The order within a block is a permutation that follows from (seed, epoch, block). While one block is used the next is read
     and decoded: never more of them are in memory, and of these only the rows of the ``part`` that is asked for. In place of an
     image that cannot be decoded comes the next good one of its block, in the order of the shards; ``bad`` has its name and the
-    reason. Raises :class:`DataError` for a shard that cannot be read, and for too many bad images.
+    reason. Raises :class:`DataError` for a shard that cannot be read, and for too many bad images: of a part of a batch only
+    when the news of all processes are taken in.
     """
 
     def __init__(self, stream: Stream, batch_size: int, seed: int, hflip: bool = False) -> None:
@@ -80,15 +80,18 @@ class StreamedBatches(StepBatches):
     def pixels(self, step: int, part: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As every :class:`StepBatches`."""
         own = range(self.batch_size)[part]
-        number, end = (step - 1) * self.batch_size + own.start, (step - 1) * self.batch_size + own.stop
+        number, end = (step - 1) * self.batch_size, step * self.batch_size
         pixels, labels = [], []
-        while number < end:
+        while number < end:  # through all of the batch, so that every process comes to the same blocks at the same step
             epoch, place = divmod(number, self.count)
             block = self._block(Key(epoch, place // self.stream.block, own.start, own.stop))
             rows = block.rows[place % self.stream.block :][: end - number]
+            number += len(rows)
+            rows = rows[rows >= 0]
             pixels.append(block.pixels[rows])
             labels.append(block.labels[rows])
-            number += len(rows)
+        if len(own) == self.batch_size and (news := self.news()):  # this process is alone
+            self.take([news])
         return torch.cat(pixels), torch.cat(labels) if self.stream.class_names else None
 
     def close(self) -> None:
@@ -114,7 +117,8 @@ class StreamedBatches(StepBatches):
         self._begun(following)
         if not job.counted:
             job.counted = True
-            self._count(block)
+            self._seen += len(block.rows)  # each is decoded by one process at least
+            self._unsaid.update({(key.epoch, key.number, image): bad for image, bad in block.bad.items()})
         return block
 
     def _drop(self, needed: set[Key]) -> None:
@@ -132,13 +136,11 @@ class StreamedBatches(StepBatches):
             self._jobs[key] = _Job(self._thread.submit(self._read, key, stop), stop)
         return self._jobs[key]
 
-    def _count(self, block: Block) -> None:
-        self._seen += block.seen
-        self._failed += len(block.bad)
-        self.bad.update(block.bad)
+    def _judge(self, bad: list[tuple[str, str]]) -> None:
+        self._failed += len(bad)
         config = self.stream.config
-        if block.bad and (config.on_bad == "error" or self._failed > config.max_bad * max(self._seen, min(self.count, _FEW))):
-            name, reason = block.bad[0]
+        if bad and (config.on_bad == "error" or self._failed > config.max_bad * max(self._seen, min(self.count, _FEW))):
+            name, reason = bad[0]
             raise DataError(f"{name}: {reason}; {self._failed:,} of {self._seen:,} images that were come to are unreadable",
                             "repair or remove them, or set data.on_bad=skip and raise data.max_bad")  # fmt: skip
 
@@ -175,8 +177,8 @@ class StreamedBatches(StepBatches):
             labels[row] = self.stream.number_of(decoded.label)
             if found[image].pixels is None:
                 pixels[row] = torch.from_numpy(decoded.pixels)
-        bad = [(decoded.name, decoded.reason) for _, decoded in sorted(found.items()) if decoded.pixels is None]
-        return Block(rows, pixels, labels, len(found), bad)
+        bad = {image: (decoded.name, decoded.reason) for image, decoded in found.items() if decoded.pixels is None}
+        return Block(rows, pixels, labels, bad)
 
     def _decoded(self, samples: Iterator[Sample], needed: set[int], stop: Event) -> Iterator[tuple[int, Decoded]]:
         """The ``needed`` of ``samples``, by their number; the others are passed over."""

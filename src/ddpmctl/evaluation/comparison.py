@@ -96,13 +96,15 @@ class Comparison:
         """
         from ddpmctl.evaluation.facts import Settings, compare_data, evaluate_model, help_to_evaluate
         from ddpmctl.evaluation.sets import Extractor
+        from ddpmctl.ranks import Word
+        from ddpmctl.turns import help_out
 
         extractor = Extractor(self.features, device, self.feature_weights, self.batch_size, ranks)
         settings = Settings(self.data, self.n, self.seed, extractor, bars, cache=self.cache)
         if self.two_sets:
             if ranks.leads:
                 return compare_data(self.what, self.size, settings)
-            extractor.help()
+            help_out(ranks, {Word.FEATURES: extractor.extract})
             return {}
         model = self._model(ranks, device)
         told(model)

@@ -22,15 +22,15 @@ from ddpmctl.evaluation.likelihood import (
     BOUND_DRAWS,
     BOUND_IMAGES,
     LOSS_DRAWS,
-    bits_per_dim,
-    fixed_noise_loss,
-    unseen,
+    Likelihood,
 )
 from ddpmctl.evaluation.memorised import MANY_HELD_OUT, QUANTILE, Nearest, nearest, sheet, suspicious
 from ddpmctl.evaluation.sets import Extractor, chosen, data_of, draw
 from ddpmctl.images import save_png
 from ddpmctl.plans import Plan
+from ddpmctl.ranks import Ranks, Word
 from ddpmctl.sampling import Model
+from ddpmctl.turns import help_out
 from ddpmctl.validation import hold_out
 
 Facts = dict[str, Any]
@@ -49,6 +49,11 @@ class Settings:
     bars: Bars
     cache: bool = True
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that do it."""
+        return self.extractor.ranks
+
 
 def compare_data(other: Path, size: Any, settings: Settings) -> Facts:
     """Two sets of images: distances alone. ``size``: as ``data.size``. Raises :class:`DataError` where sizes differ."""
@@ -64,7 +69,7 @@ def compare_data(other: Path, size: Any, settings: Settings) -> Facts:
     check_enough(min(len(which) for which in picked))
     for dataset, path, which in zip(sets, (other, settings.data), picked, strict=True):
         found.append(_features_of(settings, dataset, path, config, which))
-    settings.extractor.finish()
+    settings.ranks.end()
     return {
         "what": {"kind": "images", **_of_images(other, sets[0], picked[0])},
         "data": _of_images(settings.data, sets[1], picked[1]),
@@ -88,7 +93,7 @@ def evaluate_model(
 ) -> Facts:
     """A model against images: distances, loss, bits per dimension and, with ``sheet_file``, what it learnt by heart.
 
-    All processes make samples and features: those that do not lead call :func:`help_to_evaluate`. Raises :class:`ConfigError` where
+    All processes do all that the network does: those that do not lead call :func:`help_to_evaluate`. Raises :class:`ConfigError` where
     the sheet is asked for with other images than the model was trained on.
     """
     with settings.bars("reading images") as progress:
@@ -105,20 +110,22 @@ def evaluate_model(
     check_enough(len(which))
     with settings.bars("sampling") as progress:
         samples = draw(model, settings.n, way, seed=settings.seed, labels=labels, batch_size=batch_size,
-                       on_smaller=on_smaller, progress=progress, ranks=settings.extractor.ranks)  # fmt: skip
+                       on_smaller=on_smaller, progress=progress, ranks=settings.ranks)  # fmt: skip
+    likelihood = settings.ranks.share(Likelihood(model, dataset))
     with settings.bars("features of samples") as progress:
         of_samples = settings.extractor(samples, progress)
     config = model.config.data
     needed = which if sheet_file is None else torch.arange(len(dataset))
     of_data = _features_of(settings, dataset, settings.data, config, needed)
-    settings.extractor.finish()
+    measured = _measured(likelihood, model, batch_size, settings)
+    settings.ranks.end()
     facts = {
         "what": {"kind": "model", "path": str(model.path), "checkpoint": model.digest, "step": model.step,
                  "weights": weights, "ema_length": ema_length, "precision": model.precision, "device": str(model.device)},
         "data": {**_of_images(settings.data, dataset, which), "trained_on": trained_on},
         "made_with": _made_with(model, way, class_name, settings),
         **_distances(settings, of_samples, of_data if sheet_file is None else of_data[which]),
-        **_likelihood(model, dataset, batch_size, settings),
+        **measured,
     }  # fmt: skip
     if sheet_file is not None:
         found = _memorised(model, dataset, samples, of_samples, of_data, sheet_file, sheet_of, facts)
@@ -131,8 +138,9 @@ def evaluate_model(
 def help_to_evaluate(model: Model, way: Plan, class_name: str | None, settings: Settings, *, batch_size: int) -> None:
     """What the processes do that do not lead, while that one is at :func:`evaluate_model`."""
     draw(model, settings.n, way, seed=settings.seed, labels=model.labels_for(class_name, settings.n), batch_size=batch_size,
-         on_smaller=lambda size: None, progress=lambda done, total: None, ranks=settings.extractor.ranks)  # fmt: skip
-    settings.extractor.help()
+         on_smaller=lambda size: None, progress=lambda done, total: None, ranks=settings.ranks)  # fmt: skip
+    likelihood: Likelihood = settings.ranks.share()
+    help_out(settings.ranks, {Word.FEATURES: settings.extractor.extract, **likelihood.works(model)})
 
 
 def _features_of(settings: Settings, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor) -> Tensor:
@@ -162,16 +170,16 @@ def _distances(settings: Settings, generated: Tensor, real: Tensor) -> Facts:
     }
 
 
-def _likelihood(model: Model, dataset: ImageDataset, batch_size: int, settings: Settings) -> Facts:
-    which, of = unseen(model, dataset)
+def _measured(likelihood: Likelihood, model: Model, batch_size: int, settings: Settings) -> Facts:
     with settings.bars("loss") as progress:
-        loss = fixed_noise_loss(model, dataset, which, batch_size, progress)
+        loss = likelihood.loss(model, batch_size, settings.ranks, progress)
     with settings.bars("bits per dimension") as progress:
-        bits = bits_per_dim(model, dataset, which, batch_size, progress)
+        bits = likelihood.bits_per_dim(model, batch_size, settings.ranks, progress)
+    of, count = likelihood.of, likelihood.count
     return {
-        "loss": {"kind": model.config.diffusion.loss, "of": of, "images": min(len(which), LOSS_DRAWS),
+        "loss": {"kind": model.config.diffusion.loss, "of": of, "images": min(count, LOSS_DRAWS),
                  "draws": LOSS_DRAWS, "mean": loss.loss, "quarters": list(loss.quarters)},
-        "bits_per_dim": {"of": of, "images": min(len(which), BOUND_IMAGES), "draws": BOUND_DRAWS + 1,
+        "bits_per_dim": {"of": of, "images": min(count, BOUND_IMAGES), "draws": BOUND_DRAWS + 1,
                          "variance": {name: found._asdict() for name, found in bits.items()}},
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ from ddpmctl.events import Busy
 from ddpmctl.images import to_uint8
 from ddpmctl.preview import Preview
 from ddpmctl.ranks import ALONE, Ranks, Word
-from ddpmctl.turns import one_each
+from ddpmctl.turns import Work, rounds
 
 FEATURES = "efficientnet-lite0"
 """What needs nothing but its package."""
@@ -38,7 +38,7 @@ class Scoring:
     """Compares ``n`` samples, the first of which ``grid`` shows, with as many images of ``dataset``, always the same ones.
 
     They are drawn by ``denoiser`` with the sampler and steps of the grid. ``n`` is cut to how many images there are; of shards, those held out. Of several
-    ``ranks`` each does its share, batch by batch, and those that do not lead :meth:`help`. Raises :class:`ConfigError` where
+    ``ranks`` each does its share, batch by batch. Raises :class:`ConfigError` where
     the extra ``metrics`` is missing, :class:`DataError` for too few images.
     """
 
@@ -62,17 +62,15 @@ class Scoring:
         return Scored(*kid(found.double(), self._real.double(), self.n // 2, self.grid.seed), self.n)
 
     def _together(self, word: Word, pieces: Sequence[Tensor], what: str) -> Generator[Busy, None, Tensor]:
-        """All of ``pieces``. Between one round and the next the others listen, so that the run may do something else."""
         done: list[Tensor] = []
-        for start in range(0, len(pieces), self.ranks.world):
-            self.ranks.tell(word)
-            done += self.help(word, pieces[start : start + self.ranks.world])
+        for made in rounds(self.ranks, word, self.works()[word], pieces):
+            done += made
             yield Busy(what, sum(map(len, done)), self.n)
         return torch.cat(done)
 
-    def help(self, word: Word, pieces: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """One round: this process's piece, and in the one that leads, which gives ``pieces``, what all have made of theirs."""
-        return one_each(self.ranks, self._features if word == Word.FEATURES else self._samples, pieces) or []
+    def works(self) -> dict[Word, Work]:
+        """What every process does for the one that leads."""
+        return {Word.SAMPLES: self._samples, Word.FEATURES: self._features}
 
     def _features(self, images: Tensor) -> Tensor:
         return extract(images, self.net, self.grid.device, batch_size=_BATCH)

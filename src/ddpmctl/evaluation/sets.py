@@ -22,10 +22,11 @@ from ddpmctl.data.report import Progress
 from ddpmctl.errors import DataError
 from ddpmctl.evaluation import features
 from ddpmctl.evaluation.features import FEATURES, extract, load_features
+from ddpmctl.making import made_by_all
 from ddpmctl.plans import Plan
-from ddpmctl.ranks import ALONE, Ranks
-from ddpmctl.sampling import Generated, Model, generate, made_by_all
-from ddpmctl.turns import all_of, help_out, let_go
+from ddpmctl.ranks import ALONE, Ranks, Word
+from ddpmctl.sampling import Generated, Model, generate
+from ddpmctl.turns import rounds
 
 
 def data_of(model: Model, path: Path, *, most: int = 0, cache: bool = True, progress: Progress | None = None) -> ImageDataset:
@@ -94,8 +95,8 @@ class Extractor:
     """Row ``name`` of FEATURES on ``device``; ``weights``: a file of others than its own.
 
     Of several ``ranks`` each takes its share, batch by batch, so that features do not depend on how many there are: the one that
-    leads calls, and in the end :meth:`finish`; the others :meth:`help`. ``version`` changes with the network: our source, its
-    packages, and that file.
+    leads calls, the others :func:`help_out` with :meth:`extract`. ``version`` changes with the network: our source, its packages,
+    and that file.
     """
 
     def __init__(
@@ -111,23 +112,15 @@ class Extractor:
 
     def __call__(self, images: Tensor, progress: Progress) -> Tensor:
         """Features (N, D) of uint8 (N, C, H, W)."""
-        parts, done = [], 0
-        for part in all_of(self.ranks, self._extract, torch.split(images, self.batch_size)):
-            parts.append(part)
-            done += len(part)
-            progress(done, len(images))
-        return torch.cat(parts)
+        found: list[Tensor] = []
+        for parts in rounds(self.ranks, Word.FEATURES, self.extract, torch.split(images, self.batch_size)):
+            found += parts
+            progress(sum(map(len, found)), len(images))
+        return torch.cat(found)
 
-    def _extract(self, images: Tensor) -> Tensor:
+    def extract(self, images: Tensor) -> Tensor:
+        """Features of these images, by this process."""
         return extract(images, self.net, self.device, batch_size=self.batch_size)
-
-    def help(self) -> None:
-        """Extract what the process that leads has to share out, until it is finished."""
-        help_out(self.ranks, self._extract)
-
-    def finish(self) -> None:
-        """Nothing more comes."""
-        let_go(self.ranks)
 
     def of_data(
         self, dataset: ImageDataset, path: Path, config: DataConfig, which: Tensor, *, cache: bool, progress: Progress

@@ -15,7 +15,8 @@ from ddpmctl.build import build_net
 from ddpmctl.config import RunConfig
 from ddpmctl.errors import CheckpointError, ConfigError
 from ddpmctl.parsing import size_text
-from ddpmctl.runfile import Layer, check_size, fitting_sizes, resolve
+from ddpmctl.rules import check_size, fitting_sizes
+from ddpmctl.runfile import Layer, resolve
 
 Names = Mapping[str, Sequence[str]]
 """Our name of a tensor -> theirs; several are stacked along the first dimension."""
