@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from ddpmctl.cli import main
-from ddpmctl.data import shards as tar_shards
+from ddpmctl.data import tar
 from ddpmctl.errors import Exit
 from helpers import Means, write_images
 from runs import COMMAND, assert_whole, rows, state_of, steps_saved, train_process, wait_for
@@ -225,9 +225,9 @@ BROKEN = """\
 import os, sys
 from pathlib import Path
 from ddpmctl.cli import main
-from ddpmctl.data import shards
+from ddpmctl.data import tar
 
-plain = shards._content
+plain = tar._content
 
 def content(tar, info):
     if info.name == "000034.png" and os.environ["RANK"] == "1" and Path("broken").exists():
@@ -235,7 +235,7 @@ def content(tar, info):
         raise OSError(5, "Input/output error")
     return plain(tar, info)
 
-shards._content = content
+tar._content = content
 sys.exit(main(sys.argv[1:]))
 """
 """An image that one process alone cannot read, and once."""
@@ -246,9 +246,9 @@ def test_what_only_one_process_cannot_read_costs_no_step(base: list[str], monkey
     Path("driver.py").write_text(BROKEN)
     words, gone = ["train", *shards()], f"{Path().absolute()}/shards/train-001.tar: Input/output error"
     with monkeypatch.context() as patch:
-        plain = tar_shards._content
+        plain = tar._content
         broken = {"000034.png": OSError(5, "Input/output error")}
-        patch.setattr(tar_shards, "_content", lambda tar, info: fail(broken[info.name]) if info.name in broken else plain(tar, info))
+        patch.setattr(tar, "_content", lambda tar, info: fail(broken[info.name]) if info.name in broken else plain(tar, info))
         assert main([*words, "-q", "--out", "one"]) == Exit.DATA
     [saved] = steps_saved(Path("one"))
     assert 0 < saved < 12 and main(["train", "--resume", "one", "-q"]) == 0
