@@ -1,14 +1,22 @@
-"""Tar shards of small images, each of which says its number."""
+"""Tar shards of small images, each of which says its number, and what is read of them."""
 
 from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+
+from ddpmctl.config import DataConfig
+from ddpmctl.data.dataset import ImageDataset, load_images
+from ddpmctl.data.stream import Stream
+from ddpmctl.data.streamed import StreamedBatches
+from ddpmctl.images import to_uint8
 
 
 def png(number: int, size: tuple[int, int] = (4, 4), mode: str = "RGB") -> bytes:
@@ -55,6 +63,30 @@ def write_shards(
             number += 1
         write_tar(folder / f"train-{shard:03d}.tar", members)
     return folder
+
+
+COUNTS = (7, 0, 12, 1, 10)
+"""Images of shards, in tests of their order."""
+
+
+def opened(path: Path, most: int = 0, **settings: Any) -> ImageDataset:
+    return load_images(DataConfig(**{"size": (4, 4), "workers": 2, "max_bad": 0.5, **settings}), path, most=most)
+
+
+def streamed(path: Path, **settings: Any) -> Stream:
+    found = opened(path, **settings).stream
+    assert found is not None
+    return found
+
+
+@contextmanager
+def batches(found: Stream, batch_size: int, seed: int = 1, hflip: bool = False) -> Iterator[StreamedBatches]:
+    with closing(StreamedBatches(found, batch_size, seed, hflip)) as made:
+        yield made
+
+
+def seen(made: StreamedBatches, steps: range, part: slice = slice(None)) -> list[int]:
+    return [number for step in steps for number in numbers(to_uint8(made(step, part).x0))]
 
 
 BAD = "not an image that can be read"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 from ddpmctl.build import compiling
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset, load_images
+from ddpmctl.data.names import place_of
 from ddpmctl.errors import ConfigError, DataError
 from ddpmctl.learner import new_learner
 from ddpmctl.measures import new_measures
 from ddpmctl.ranks import Ranks, Word
+from ddpmctl.stopping import Interrupted
 from ddpmctl.training import add_gradients, room_for_moments, train_steps
 from ddpmctl.turns import one_each
 
@@ -49,7 +50,7 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     device = ranks.device(ranks.share(), devices)
     shared: tuple[RunConfig, str] = ranks.share()
     config, fingerprint = shared
-    path = Path(str(config.data.path))
+    path = place_of(str(config.data.path))
     dataset = in_turn(ranks, lambda: load_images(config.data, path))
     if dataset.fingerprint != fingerprint:
         raise DataError(f"{path}: not the images that process 0 has", "give all machines the same, such as one shared folder")
@@ -57,6 +58,11 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
     state, denoiser, batches, _, _ = learner
     works = new_measures(config, dataset, learner, device, ranks).works()
     steps, begun = train_steps(state, denoiser, batches, config, ranks), False
+
+    def hear() -> int:
+        ranks.asked = asked()
+        return ranks.asked
+
     with ExitStack() as training:
         training.callback(batches.close)
         while True:
@@ -69,11 +75,14 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
             if word in works:
                 one_each(ranks, works[word])
                 continue
-            ranks.asked, state.parts = asked(), parts
-            with suppress(DataError):  # whoever met it: the process that leads says so, once it has saved, which this one waits for
+            hear()
+            state.parts = parts
+            # Whoever met it: the process that leads says so, once it has saved, which this one waits for.
+            with suppress(DataError, Interrupted):
                 if word == Word.STEP:
                     if not begun:  # as in the process that leads, the trial before is not compiled
                         begun = training.enter_context(compiling(state.net, config.train.compile)) is None
+                        batches.asked = hear
                     next(steps)
                 else:
                     room = room_for_moments(state)

@@ -18,7 +18,7 @@ from ddpmctl.build import precision_name, resolve_precision
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.named import whole
-from ddpmctl.data.names import name_of_shards, read_name
+from ddpmctl.data.names import name_of_shards, place_of, read_name
 from ddpmctl.data.report import Progress
 from ddpmctl.errors import CheckpointError, ConfigError, DataError, OutputError
 from ddpmctl.files import check_place
@@ -33,6 +33,7 @@ from ddpmctl.run import Event, Run
 from ddpmctl.runfile import Layer, read_run_file, resolve
 from ddpmctl.runfolder import RunFolder, checkpoint_in
 from ddpmctl.sampling import config_of
+from ddpmctl.stopping import Interrupted
 
 _SECTIONS = {"data", "diffusion", "model", "train"}
 
@@ -113,10 +114,11 @@ def begin(run: Run, order: Order, voice: Voice) -> None:
 def trained(run: Run, reason: Callable[[], str | None]) -> Iterator[Event]:
     """Train to the end, or until there is a ``reason`` to stop, asked after each event; then the step is saved.
 
-    The boards of ``train.log`` hear of each event first. Where images cannot be read any more, the step is saved before
-    :class:`DataError` says so.
+    It is asked, too, while images are waited for that are slow to come. The boards of ``train.log`` hear of each event first. Where images
+    cannot be read any more, the step is saved before :class:`DataError` says so.
     """
     boards = Boards(run)
+    run.batches.asked = reason
     try:
         yield from boards.start()
         for event in run.train():
@@ -125,6 +127,8 @@ def trained(run: Run, reason: Callable[[], str | None]) -> Iterator[Event]:
             if reason():
                 yield from run.stop()
                 return
+    except Interrupted:
+        yield from run.stop()
     except DataError:
         yield from run.stop()
         raise
@@ -140,7 +144,7 @@ def _folder(order: Order) -> RunFolder:
         raise ConfigError(f"{data}: a run folder, not a folder of images", "add --resume to go on with it")
     if out is None:
         path = next((layer.values["data.path"] for layer in reversed(order.layers) if layer.values.get("data.path")), None)
-        out = data if is_run else Path("runs") / _name_of(Path(str(path))) if path else None
+        out = data if is_run else Path("runs") / _name_of(place_of(str(path))) if path else None
     if out is None:
         raise ConfigError("no DATA: nothing to train on", "name a folder or .zip of images, or set data.path")
     folder = RunFolder(out)
@@ -191,7 +195,7 @@ def _settle(
 def _pinned(config: RunConfig, first: tuple[Path, Loaded] | None) -> RunConfig:
     """With whole paths, so that a run can be taken up from anywhere."""
     assert config.data.path is not None
-    data = config.data.model_copy(update={"path": str(whole(Path(config.data.path)))})
+    data = config.data.model_copy(update={"path": str(whole(place_of(config.data.path)))})
     train = config.train
     if train.init_from:
         # The very file, so that a run folder which trains on is not taken for what it was.
@@ -268,7 +272,7 @@ def _start_with(run: Run, path: Path, loaded: Loaded, voice: Voice) -> None:
 
 def _load(config: RunConfig, resumed: RunFolder | None, voice: Voice) -> ImageDataset:
     assert config.data.path is not None
-    path = Path(config.data.path)
+    path = place_of(config.data.path)
     try:
         with voice.reading() as progress:
             return load_images(config.data, path, progress=progress)

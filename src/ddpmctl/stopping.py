@@ -14,6 +14,10 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 """Those that ask a program to stop, as far as the system has them."""
 
 
+class Interrupted(Exception):
+    """A stop was asked for while something was waited for that may not come."""
+
+
 class StopFlag:
     """``with StopFlag() as stop:`` then ask ``stop.reason()``, None until there is one. A second Ctrl-C interrupts.
 

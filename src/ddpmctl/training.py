@@ -25,6 +25,7 @@ from ddpmctl.data.batches import StepBatches
 from ddpmctl.errors import DataError
 from ddpmctl.memory import free_cached, out_of_memory
 from ddpmctl.ranks import ALONE, Ranks
+from ddpmctl.stopping import Interrupted
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,15 +210,15 @@ def add_gradients(
     Each process draws for the whole batch, and computes its part of it: only sums go between them, once a step.
     When memory runs out in one, ``state.parts`` is doubled in all and the step done again from ``buffers``, a copy of the
     network's: the batch stays what it was. Raises the device's own error when one image is too much, and the :class:`DataError`
-    that any process has met, in all of them.
+    or :class:`Interrupted` that any process has met, in all of them.
     """
     step, diffusion, device, n = state.step + 1, config.diffusion, next(state.net.parameters()).device, batches.batch_size
     draw, mine = (config.seed, step, state.rollbacks), ranks.part(n)
     drawn = T_SAMPLINGS[diffusion.t_sampling](denoiser, n, diffusion.weighting, derived_generator(*draw, "t"))
     try:
         x0, label = batches(step, mine)
-    except DataError as error:
-        fault = error if ranks.leads else DataError(f"{ranks.name()}: {error.problem}", error.advice)
+    except (DataError, Interrupted) as error:
+        fault = DataError(f"{ranks.name()}: {error.problem}", error.advice) if isinstance(error, DataError) and not ranks.leads else error
         batches.take(ranks.agree(False, batches.news(fault))[1])  # where the others say how the step went
         raise
     if label is not None and denoiser.null_label is not None:

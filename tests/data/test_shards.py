@@ -9,10 +9,8 @@ import sys
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpmctl.config import DataConfig
 from ddpmctl.core.noise import derived_generator
 from ddpmctl.data import shards, stream
-from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.named import whole
 from ddpmctl.data.names import name_of_shards, read_shards
-from ddpmctl.data.shards import Shard, index_of, places_of, samples_of
+from ddpmctl.data.shards import index_of, places_of, samples_of
 from ddpmctl.data.stream import Stream, spread
 from ddpmctl.data.streamed import StreamedBatches
 from ddpmctl.errors import ConfigError, DataError
-from ddpmctl.images import to_uint8
-from tars import BAD, numbers, png, write_shards, write_tar
-
-
-def opened(path: Path, most: int = 0, **settings: Any) -> ImageDataset:
-    return load_images(DataConfig(**{"size": (4, 4), "workers": 2, "max_bad": 0.5, **settings}), path, most=most)
-
-
-def streamed(path: Path, **settings: Any) -> Stream:
-    found = opened(path, **settings).stream
-    assert found is not None
-    return found
-
-
-@contextmanager
-def batches(found: Stream, batch_size: int, seed: int = 1, hflip: bool = False) -> Iterator[StreamedBatches]:
-    with closing(StreamedBatches(found, batch_size, seed, hflip)) as made:
-        yield made
-
-
-def seen(made: StreamedBatches, steps: range, part: slice = slice(None)) -> list[int]:
-    return [number for step in steps for number in numbers(to_uint8(made(step, part).x0))]
+from tars import BAD, COUNTS, batches, numbers, opened, png, seen, streamed, write_shards, write_tar
 
 
 def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
@@ -87,9 +62,6 @@ def expected(found: Stream, seed: int, epochs: int) -> list[int]:
             mixed = torch.randperm(len(block), generator=derived_generator(seed, "block", epoch, number)).tolist()
             order += [block[place] for place in mixed]
     return order
-
-
-COUNTS = (7, 0, 12, 1, 10)
 
 
 @pytest.mark.parametrize(("shuffle", "batch_size"), [(1, 4), (8, 4), (8, 7), (5, 11), (1000, 4), (8, 70)])
@@ -312,7 +284,7 @@ def test_an_index_is_kept_and_only_what_changed_is_read_again(tmp_path: Path, mo
     monkeypatch.setenv("DDPMCTL_CACHE", str(tmp_path / "cache"))
     folder = write_shards(tmp_path / "s", (4, 5, 6), label=str)
     read, plain = [], shards._read_through
-    monkeypatch.setattr(shards, "_read_through", lambda place, stamp: read.append(Path(place).name) or plain(place, stamp))
+    monkeypatch.setattr(shards, "_read_through", lambda place, *how: read.append(Path(place).name) or plain(place, *how))
     first = opened(folder)
     assert opened(folder).fingerprint == first.fingerprint and len(read) == 3
     write_tar(folder / "train-001.tar", [("a.png", png(1)), ("a.cls", b"0")])
@@ -373,58 +345,6 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told.value.advice == "pip install 'ddpmctl[shards]'"
 
 
-@contextmanager
-def served(folder: Path, handler: type[SimpleHTTPRequestHandler] = SimpleHTTPRequestHandler) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-
-
-class Silenced(SimpleHTTPRequestHandler):
-    """Falls silent in the middle of every other file."""
-
-    asked = 0
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def copyfile(self, source: Any, outputfile: Any) -> None:
-        Silenced.asked += 1
-        content = source.read()
-        outputfile.write(content[: len(content) // 2] if Silenced.asked % 2 else content)
-
-
-class Quiet(Silenced):
-    """Serves whole files."""
-
-    def copyfile(self, source: Any, outputfile: Any) -> None:
-        outputfile.write(source.read())
-
-
-def test_shards_behind_an_address_are_the_same_as_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_shards(tmp_path / "s", COUNTS, label=str, bad=(3,))
-    (folder / "train-001.tar").unlink()
-    (folder / "train-003.tar").unlink()
-    settings = {"conditional": True, "shuffle": 8}
-    local = opened(folder, **settings)
-    monkeypatch.setattr(shards, "_PAUSES", (0, 0, 0))
-    with served(folder, Quiet) as address:
-        far = opened(Path(f"{address}/train-{{000,002,004}}.tar"), **settings)
-        assert far.fingerprint == local.fingerprint and torch.equal(far.images, local.images)
-        with batches(local.stream, 4) as one, batches(far.stream, 4) as two:  # type: ignore[arg-type]
-            assert seen(one, range(1, 20)) == seen(two, range(1, 20))
-        with pytest.raises(DataError, match="HTTP Error 404"):
-            opened(Path(f"{address}/train-{{000,001}}.tar"), max_bad=0.1)
-    with served(folder, Silenced) as address, batches(local.stream, 4) as one:  # type: ignore[arg-type]
-        for shard in far.stream.shards:  # type: ignore[union-attr]
-            object.__setattr__(shard, "place", f"{address}/{shard.name}")
-        with batches(far.stream, 4) as two:  # type: ignore[arg-type]
-            assert seen(one, range(1, 20)) == seen(two, range(1, 20)) and Silenced.asked > 4
-
-
 def test_packed_shards_are_read_too(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         for number in range(5):
@@ -474,7 +394,3 @@ def test_headers_in_front_of_headers_are_damage(tmp_path: Path) -> None:
     (tmp_path / "chain.tar").write_bytes(link.tobuf(tarfile.USTAR_FORMAT) * 3000 + bytes(1024))
     [shard] = index_of(str(tmp_path / "chain.tar"), 1, None)
     assert "damaged" in shard.fault
-
-
-def test_what_stands_behind_an_address_is_no_part_of_a_name() -> None:
-    assert Shard("https://h/a/b.tar?sig=SECRET", [], 0, {}, "").name == "b.tar"

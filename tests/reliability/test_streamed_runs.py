@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ddpmctl import checkpoint, launch
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from runs import assert_same, assert_same_run, rows, state_of, steps_saved, train_process, wait_for
+from servers import Mute, Server, served
 from tars import BAD, png, write_shards
 
 SETTINGS = """\
@@ -94,6 +96,62 @@ def test_a_signal_ends_the_run_though_a_block_is_being_read(tmp_path: Path, name
         printed = process.communicate(timeout=60)[0]
     assert process.returncode == Exit.STOPPED and "Traceback" not in printed, printed
     assert steps_saved(Path("r"))[-1] > 0
+
+
+def silenced(server: Server, how: str, process: subprocess.Popen[str]) -> int:
+    """The last step saved once ``server`` has fallen silent, and all is used that has been read before."""
+    server.silent = how
+    wait_for(server.met.is_set, process)
+    last = -1
+    while last != (last := max(steps_saved(Path("r")))):
+        time.sleep(1)
+    return last
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("SIGTERM", "head"), pytest.param("SIGUSR1", "body", marks=pytest.mark.slow), pytest.param("SIGINT", "body", marks=pytest.mark.slow)],
+)
+def test_a_signal_ends_the_run_though_a_server_is_silent(base: list[str], name: str, how: str) -> None:
+    """Until the server had been silent four times for a minute, it would not."""
+    with served(Path("shards"), Mute) as (address, server):
+        place = f"{address}/train-{{000..004}}.tar"
+        with train_process(place, *base[1:], "--steps", "100k", "--out", "r") as process:
+            wait_for(lambda: steps_saved(Path("r")), process)
+            last = silenced(server, how, process)
+            process.send_signal(signal.Signals[name])
+            printed = process.communicate(timeout=120)[0]
+        assert process.returncode == Exit.STOPPED and "Traceback" not in printed, printed
+        saved = steps_saved(Path("r"))[-1]
+        assert saved >= last
+        server.silent = ""
+        assert main(["train", "--resume", "r", "--steps", f"{saved + 1}", "-q"]) == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
+def test_a_signal_ends_the_survey_of_a_silent_server(base: list[str], name: str) -> None:
+    with served(Path("shards"), Mute) as (address, server):
+        server.silent = "head"
+        with train_process(f"{address}/train-{{000..004}}.tar", *base[1:], "--out", "r") as process:
+            wait_for(server.met.is_set, process)
+            process.send_signal(signal.Signals[name])
+            printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.Signals[name] and "interrupted" in printed and "Traceback" not in printed, printed
+
+
+def test_a_shard_that_changes_behind_its_address_costs_no_step(base: list[str], undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard, begin = Path("shards/train-002.tar"), launch.begin
+    before = shard.stat().st_mtime - 100
+    os.utime(shard, (before, before))
+    with served(Path("shards")) as (address, _):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "begin", lambda *args: (begin(*args), shard.touch()))
+            assert main(["train", f"{address}/train-{{000..004}}.tar", *base[1:], "--out", "r"]) == Exit.DATA
+        assert "train-002.tar: changed since the run looked at it: another Last-Modified" in " ".join(capsys.readouterr().err.split())
+        assert 0 < steps_saved(Path("r"))[-1] < 24
+        os.utime(shard, (before, before))
+        assert main(["train", "--resume", "r", "-q"]) == 0
+    assert_same(state_of(Path("r"), 24)["net"], state_of(undisturbed, 24)["net"])
 
 
 def test_a_shard_that_goes_while_the_run_trains_costs_no_step(base: list[str], undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +242,20 @@ def test_two_processes_train_what_one_does(base: list[str]) -> None:
     assert process.returncode == 0, printed
     for name, value in state_of(Path("one"), 8)["net"].items():
         torch.testing.assert_close(state_of(Path("two"), 8)["net"][name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["head", "once"])
+def test_a_signal_ends_several_processes_though_a_server_is_silent_to_all_or_one(base: list[str], how: str) -> None:
+    with served(Path("shards"), Mute) as (address, server):
+        command = [f"{address}/train-{{000..004}}.tar", *base[1:-1], "--steps", "100k", "--out", "r", "--devices", "cpu,cpu"]
+        with train_process(*command) as process:
+            wait_for(lambda: steps_saved(Path("r")), process)
+            last = silenced(server, how, process)
+            process.send_signal(signal.SIGTERM)
+            printed = process.communicate(timeout=120)[0]
+    assert process.returncode == Exit.STOPPED and "by SIGTERM, saved" in printed and "error" not in printed, printed
+    assert steps_saved(Path("r"))[-1] >= last
 
 
 MEASURED = """

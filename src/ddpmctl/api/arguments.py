@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ddpmctl.data.names import place_of
 from ddpmctl.errors import ConfigError, DdpmctlError
 from ddpmctl.parsing import parse_count
 
@@ -39,8 +40,8 @@ def as_arguments() -> Iterator[None]:
 
 
 def path_of(place: Place | None) -> Path | None:
-    """``place`` as a path."""
-    return None if place is None else Path(place)
+    """``place`` as a path, or as the address that it is."""
+    return None if place is None else place_of(place)
 
 
 def seed_of(seed: int) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ddpmctl.api.arguments import Place, as_arguments, logger, path_of, seed_of
 from ddpmctl.api.models import device_of, tell
 from ddpmctl.build import resolve_device
+from ddpmctl.data.names import place_of
 from ddpmctl.errors import ConfigError
 from ddpmctl.evaluation.comparison import Comparison
 from ddpmctl.parsing import parse_size
@@ -83,7 +83,7 @@ def evaluate(
     name; ``cache`` false is ``--no-cache``. Raises the :class:`DdpmctlError` of whatever is wrong.
     """
     asked = Comparison(
-        Path(ckpt), Path(data), Recipe(quality, sampler, steps, spacing, guidance=guidance), n=n, seed=seed_of(seed), features=features,
+        place_of(ckpt), place_of(data), Recipe(quality, sampler, steps, spacing, guidance=guidance), n=n, seed=seed_of(seed), features=features,
         feature_weights=path_of(feature_weights), class_name=class_name, weights=weights, ema_length=ema_length, size=_size(size),
         batch_size=batch_size, precision=precision, sheet=path_of(sheet), sheet_of=sheet_of, overwrite=overwrite, cache=cache,
     )  # fmt: skip

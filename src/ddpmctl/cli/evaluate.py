@@ -18,8 +18,8 @@ _HOW, _SHEET = "How", "Memorisation"
 
 
 def evaluate(
-    what: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint or run folder; or a second folder or .zip of images.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder or .zip of real images, tar shards, torchvision:NAME or hf:NAME.")],
+    what: Annotated[str, typer.Argument(metavar="CKPT", help="Checkpoint or run folder; or a second folder or .zip of images.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder or .zip of real images, tar shards, torchvision:NAME or hf:NAME.")],
     n: Annotated[int, typer.Option("-n", metavar="COUNT", help="How many samples, and at most how many images of DATA.", parser=reading(parse_count))] = 2048,
     features: Annotated[str, typer.Option(metavar=choices("evaluation.features", "FEATURES"), help="The network whose features are compared. efficientnet-lite0 comes with the extra, and is not comparable with published FID; inception is. ...-logits: the scores that it gives to classes, another scale.", autocompletion=complete("evaluation.features", "FEATURES"))] = "efficientnet-lite0",
     feature_weights: Annotated[Path | None, typer.Option(metavar="PATH", help="The file of that network's weights.  [default: its package's, or torch's folder of downloads]")] = None,
@@ -51,13 +51,14 @@ def evaluate(
 
     Example: `ddpmctl evaluate runs/photos held-out-photos/ -n 2048`
     """
+    from ddpmctl.data.names import place_of
     from ddpmctl.evaluation.comparison import Comparison
     from ddpmctl.plans import Recipe
 
     console.set_quiet(quiet or as_json)
     recipe = Recipe(quality, sampler, steps, spacing, guidance=guidance)
     asked = Comparison(
-        what, data, recipe, n=n, features=features, feature_weights=feature_weights, class_name=class_name, seed=seed, weights=weights,
+        place_of(what), place_of(data), recipe, n=n, features=features, feature_weights=feature_weights, class_name=class_name, seed=seed, weights=weights,
         ema_length=ema_length, size=size, batch_size=batch_size, precision=precision, sheet=sheet, sheet_of=sheet_of,
         overwrite=overwrite, cache=not no_cache,
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ _LONGEST_LIST = 40
 
 
 def inspect(
-    what: Annotated[Path | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, tar shards, torchvision:NAME, hf:NAME, or a PNG or GIF that ddpmctl made.")] = None,
+    what: Annotated[str | None, typer.Argument(metavar="WHAT", help="Checkpoint, run folder, run file, folder or .zip of images, tar shards, torchvision:NAME, hf:NAME, or a PNG or GIF that ddpmctl made.")] = None,
     as_json: Annotated[bool, switch("--json", "Print JSON.")] = False,
     defaults: Annotated[bool, switch("--defaults", "Print a run file with every key, its default and its meaning.")] = False,
     quiet: Quiet = False,
@@ -37,10 +36,11 @@ def inspect(
         raise ConfigError(
             "nothing to inspect", "name a checkpoint, run folder, run file, data or picture, or use --defaults"
         )
+    from ddpmctl.data.names import place_of
     from ddpmctl.inspection import inspect_path
 
     with console.reading(shown=not as_json) as progress:
-        facts = inspect_path(what, progress)
+        facts = inspect_path(place_of(what), progress)
     if as_json:
         import json
 

@@ -27,7 +27,7 @@ _DIFFUSION, _RUNNING = "What is learned", "The run"
 
 
 def train(
-    data: Annotated[Path | None, typer.Argument(metavar="DATA", help="Folder or .zip of images, tar shards ('x/{000..099}.tar'), torchvision:NAME or hf:NAME; with --resume, a run folder.")] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Folder or .zip of images, tar shards ('x/{000..099}.tar'), torchvision:NAME or hf:NAME; with --resume, a run folder.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML run file; flags go before it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Run folder.  [default: runs/NAME of the data]")] = None,
     steps: Annotated[str | None, typer.Option(metavar="COUNT", help="Training steps: 500, 100k, 1.5M, 1e5.  [default: 100k]", rich_help_panel=_RUNNING)] = None,
@@ -62,6 +62,7 @@ def train(
 
     Every key of a run file, with its meaning: `ddpmctl inspect --defaults`.
     """
+    from ddpmctl.data.names import place_of
     from ddpmctl.launch import Order, Voice, launched
     from ddpmctl.runfile import flag_layer
 
@@ -83,7 +84,7 @@ def train(
         if not ranks.leads:
             _follow(ranks, each)
             return 0
-        order = Order.of(data, out, config, flags, resume=resume, force=force, overwrite=overwrite)
+        order = Order.of(None if data is None else place_of(data), out, config, flags, resume=resume, force=force, overwrite=overwrite)
         order = order if dry_run else order.after(ranks.noted(_BEGUN))
         voice = Voice(console.note, console.warn, console.reading)
         with launched(order, voice, dry=dry_run, ranks=ranks, devices=each) as run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from ddpmctl.core.noise import derived_generator
 from ddpmctl.data.dataset import ImageDataset
 from ddpmctl.errors import DataError
 from ddpmctl.images import from_uint8
+from ddpmctl.stopping import Interrupted
 
 
 class Batch(NamedTuple):
@@ -27,7 +28,7 @@ class News(NamedTuple):
     """
 
     bad: dict[tuple[int, ...], tuple[str, str]]
-    fault: DataError | None = None
+    fault: DataError | Interrupted | None = None
 
 
 class StepBatches(ABC):
@@ -37,7 +38,8 @@ class StepBatches(ABC):
     k % N of that epoch's order. So every image comes once an epoch, a batch may cross the border of epochs, and N may be
     smaller than the batch. With ``hflip`` each sample is mirrored left to right with probability 1/2, by (seed, step).
     ``bad``: images that turned out to be unreadable on the way, and why; of all processes, each of which gives its
-    :meth:`news` of a step, and has to :meth:`take` those of all.
+    :meth:`news` of a step, and has to :meth:`take` those of all. ``asked``: whether the run is to stop; then images that are
+    still waited for raise :class:`Interrupted`.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, hflip: bool) -> None:
@@ -45,6 +47,7 @@ class StepBatches(ABC):
             raise ValueError("batches need images and a positive batch size")
         self.count, self.batch_size, self.seed, self.hflip = count, batch_size, seed, hflip
         self.bad: dict[str, str] = {}
+        self.asked: Callable[[], object] = lambda: None
         self._unsaid: dict[tuple[int, ...], tuple[str, str]] = {}
 
     def __call__(self, step: int, part: slice = slice(None)) -> Batch:
@@ -65,13 +68,13 @@ class StepBatches(ABC):
         """Which samples of the batch of ``step`` are mirrored when ``hflip`` is on: bool (B,)."""
         return torch.rand(self.batch_size, generator=derived_generator(self.seed, "flip", step)) < 0.5
 
-    def news(self, fault: DataError | None = None) -> News | None:
+    def news(self, fault: DataError | Interrupted | None = None) -> News | None:
         """What this process came to and has not said yet, ``fault`` included; None: nothing."""
         bad, self._unsaid = self._unsaid, {}
         return News(bad, fault) if bad or fault else None
 
     def take(self, news: Sequence[News]) -> None:
-        """Take in the news of all processes, those of this one among them. Raises :class:`DataError` in all of them, for the same reason."""
+        """Take in the news of all processes, those of this one among them. Raises its fault, and :class:`DataError` for too many bad ones, in all of them."""
         found = {place: image for one in news for place, image in one.bad.items()}  # several may have come to the same
         bad = [image for _, image in sorted(found.items())]
         self.bad.update(bad)

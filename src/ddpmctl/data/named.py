@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_path
 
 from ddpmctl.data.formats import BadImage, read_file
-from ddpmctl.data.names import ADDRESS, Named, read_name
+from ddpmctl.data.names import ADDRESS, Named, patterns_of, place_of, read_name
 from ddpmctl.data.stamps import Stamp, stamp
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
@@ -40,8 +40,8 @@ def whole(path: Path) -> Path:
     if found is None:
         return path.absolute()
     if found.kind == "shards":
-        parts = (part if ADDRESS.match(part) else str(Path(part).absolute()) for part in found.name.split("::"))
-        return Path(str(found._replace(name="::".join(parts))))
+        parts = (part if ADDRESS.match(part) else str(Path(part).absolute()) for part in patterns_of(found.name))
+        return place_of(str(found._replace(name="::".join(parts))))
     if found.kind == "hf":
         name = str(Path(found.name).absolute()) if found.name and Path(found.name).is_dir() else found.name
         return Path(str(found._replace(name=name, split=found.split or "train")))

@@ -18,6 +18,24 @@ ADDRESS = re.compile(r"\w{2,}:")
 _SHARDS = (".tar", ".tar.gz", ".tgz")
 
 
+class Address(type(Path())):  # type: ignore[misc]
+    """A path that shows what was given, ``text``: of ``a//b`` a path makes ``a/b``, which is another place on a server."""
+
+    text = ""
+
+    def __str__(self) -> str:
+        return self.text or super().__str__()
+
+
+def place_of(text: str | Path) -> Path:
+    """``text`` as a path, whole where it holds an address."""
+    if not re.search(r"(^|:)https?:/", str(text)):
+        return Path(text)
+    place = Address(text)
+    place.text = str(text)
+    return place
+
+
 class Named(NamedTuple):
     """What a name says: ``kind`` is torchvision, hf or shards; ``split`` and ``root`` are "" where it does not say them."""
 
@@ -43,6 +61,11 @@ def read_shards(path: Path) -> str | None:
     """The pattern of tar shards that ``path`` means; None where it means something else."""
     found = read_name(path)
     return found.name if found and found.kind == "shards" else None
+
+
+def patterns_of(text: str) -> list[str]:
+    """What stands between ``::``, but for those in the host of an address, such as ``http://[::1]/a.tar``."""
+    return re.split(r"::(?![^\[\]/]*\])", text)
 
 
 def name_of_shards(pattern: str) -> str:

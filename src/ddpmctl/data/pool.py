@@ -24,11 +24,17 @@ def worker_count(workers: int | Literal["auto"]) -> int:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int | Literal["auto"], *, ahead: int = 8
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int | Literal["auto"],
+    *,
+    ahead: int = 8,
+    at_end: Callable[[], object] = lambda: None,
 ) -> Generator[Result, None, None]:
     """Yield ``function(item)`` in the order of ``items``; only a few, ``ahead`` a thread, are under way or waiting at any time.
 
-    Raises what ``function`` raises. Close it (``contextlib.closing``) when leaving early.
+    ``at_end`` is called before those that are then under way are waited for, also where it ends early. Raises what ``function``
+    raises. Close it (``contextlib.closing``) when leaving early.
     """
     count = worker_count(workers)
     waiting: deque[Future[Result]] = deque()
@@ -41,6 +47,7 @@ def ordered_map(
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            at_end()
             for future in waiting:
                 future.cancel()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,13 +17,15 @@ import torch
 
 from ddpmctl.config import MOST_HELD_OUT, DataConfig
 from ddpmctl.core.noise import derived_generator
+from ddpmctl.data.addresses import NEVER
 from ddpmctl.data.cache import Cache
 from ddpmctl.data.decode import Pixels, decode, parse_colour, probe, quiet
 from ddpmctl.data.formats import BadImage
 from ddpmctl.data.headers import Probe
 from ddpmctl.data.pool import ordered_map, worker_count
 from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape
-from ddpmctl.data.shards import Sample, Shard, index_of, samples_of
+from ddpmctl.data.shards import Shard, index_of, samples_of
+from ddpmctl.data.tar import Sample
 from ddpmctl.errors import DataError
 
 BLOCK_BYTES = 2**28
@@ -77,12 +80,15 @@ class Stream:
         """How many images that come one after the other are mixed."""
         return max(1, min(self.config.shuffle, _most_in_memory(self.shape)))
 
-    def samples(self, seed: int, epoch: int, start: int = 0) -> Generator[Sample, None, None]:
-        """The images of an epoch from place ``start`` on: shard by shard, which come in an order that follows from (seed, epoch)."""
+    def samples(self, seed: int, epoch: int, start: int = 0, stop: Event = NEVER) -> Generator[Sample, None, None]:
+        """The images of an epoch from place ``start`` on: shard by shard, which come in an order that follows from (seed, epoch).
+
+        ``stop`` and what is raised: as of :func:`samples_of`.
+        """
         for number in torch.randperm(len(self.shards), generator=derived_generator(seed, "shards", epoch)).tolist():
             shard, held = self.shards[number], self.held[number]
             if start < shard.count - held:
-                yield from samples_of(shard, held + start)
+                yield from samples_of(shard, held + start, stop)
             start = max(0, start - (shard.count - held))
 
     def decoded(self, samples: Iterable[Sample]) -> Generator[Decoded, None, None]:
@@ -140,29 +146,35 @@ def open_stream(
     report.enlarged = sum(one.size[0] < size[0] or one.size[1] < size[1] for one in seen)
     counts = [shard.count for shard in shards]
     share = min(int(sum(counts) * config.holdout), MOST_HELD_OUT, _most_in_memory((channels, *size)))
-    held = spread(share, counts)
-    stream = Stream(shards, held, size, channels, class_names, config)
-    first = [max(pair) for pair in zip(held, spread(min(most, sum(counts)), counts), strict=True)]
-    good, kept, bad, labels = list[torch.Tensor](), list[int](), list[tuple[str, str]](), list[int]()
-    flags = chain.from_iterable([place < part for place in range(count)] for part, count in zip(held, first, strict=True))
-    with quiet(), closing(stream.decoded(first_of(shards, first))) as decoded:
-        for image, is_held in zip(decoded, flags, strict=True):
-            if image.pixels is None:
-                bad.append((image.name, image.reason))
-                continue
-            kept += [len(good)] if is_held else []
-            good.append(torch.from_numpy(image.pixels))
-            labels.append(stream.number_of(image.label))
-            if progress is not None:
-                progress(len(good), sum(first))
+    stream = Stream(shards, spread(share, counts), size, channels, class_names, config)
+    first = [max(pair) for pair in zip(stream.held, spread(min(most, sum(counts)), counts), strict=True)]
+    good, held, bad = _decode_first(stream, first, progress)
     _judge(config, path, bad, sum(first), "images are unreadable")
     report.bad = list(dict([*report.bad, *bad]).items())
     digest = hashlib.sha256("".join(f"{shard.name}\0{shard.digest}\n" for shard in shards).encode("utf-8", "surrogatepass"))
     return Opened(
-        torch.stack(good) if good else torch.empty((0, *stream.shape), dtype=torch.uint8),
-        torch.tensor(labels, dtype=torch.int64) if config.conditional else None,
-        class_names, report, digest.hexdigest(), stream, torch.tensor(kept, dtype=torch.int64),
+        torch.stack([torch.from_numpy(image.pixels) for image in good]) if good else torch.empty((0, *stream.shape), dtype=torch.uint8),
+        torch.tensor([stream.number_of(image.label) for image in good], dtype=torch.int64) if config.conditional else None,
+        class_names, report, digest.hexdigest(), stream, torch.tensor(held, dtype=torch.int64),
     )  # fmt: skip
+
+
+def _decode_first(
+    stream: Stream, first: Sequence[int], progress: Progress | None
+) -> tuple[list[Decoded], list[int], list[tuple[str, str]]]:
+    """The ``first`` so many images of each shard: the good ones, which of these are held out, and the bad ones and why."""
+    good, held, bad = list[Decoded](), list[int](), list[tuple[str, str]]()
+    flags = chain.from_iterable([place < part for place in range(count)] for part, count in zip(stream.held, first, strict=True))
+    with quiet(), closing(stream.decoded(first_of(stream.shards, first))) as decoded:
+        for image, is_held in zip(decoded, flags, strict=True):
+            if image.pixels is None:
+                bad.append((image.name, image.reason))
+                continue
+            held += [len(good)] if is_held else []
+            good.append(image)
+            if progress is not None:
+                progress(len(good), sum(first))
+    return good, held, bad
 
 
 def faults_of(shards: Sequence[Shard]) -> list[tuple[str, str]]:

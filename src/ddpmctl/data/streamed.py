@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,12 +15,16 @@ import torch
 from ddpmctl.core.noise import derived_generator
 from ddpmctl.data.batches import StepBatches
 from ddpmctl.data.decode import hushed
-from ddpmctl.data.shards import Sample
 from ddpmctl.data.stream import Decoded, Stream
+from ddpmctl.data.tar import Sample
 from ddpmctl.errors import DataError
+from ddpmctl.stopping import Interrupted
 
 _FEW = 1000
 """Images from which on their share of bad ones counts, or an epoch if that is fewer: of ten, one bad one says little."""
+
+_LOOK_EVERY = 0.2
+"""Seconds between two looks whether the run is to stop."""
 
 
 class Key(NamedTuple):
@@ -68,6 +72,7 @@ class StreamedBatches(StepBatches):
         self.stream = stream
         self._seen = self._failed = 0
         self._jobs: dict[Key, _Job] = {}
+        self._closed = Event()
         self._thread: ThreadPoolExecutor | None = None
         self._hushed = ExitStack()
         self._reading: tuple[int, int, Generator[Sample, None, None]] | None = None  # epoch, the place that comes next, what gives it
@@ -90,8 +95,9 @@ class StreamedBatches(StepBatches):
         return torch.cat(pixels), torch.cat(labels) if self.stream.class_names else None
 
     def close(self) -> None:
-        """End the thread, at the next image that it comes to."""
+        """End the thread, at the next image that it comes to, or at once where it waits for a server."""
         self._drop(set())
+        self._closed.set()
         if self._thread:
             self._thread.shutdown()
             self._thread = None
@@ -99,11 +105,14 @@ class StreamedBatches(StepBatches):
         self._hushed.close()
 
     def _block(self, key: Key) -> Block:
-        """The block, waited for where it is not there yet; the one after it begins to be read."""
+        """The block, waited for where it is not there yet, until a stop is asked for; the one after it begins to be read."""
         last = (key.number + 1) * self.stream.block >= self.count
         following = key._replace(epoch=key.epoch + 1, number=0) if last else key._replace(number=key.number + 1)
         self._drop({key, following})
         job = self._begun(key)
+        while not wait([job.future], _LOOK_EVERY).done:
+            if self.asked():
+                raise Interrupted
         block = job.future.result()
         self._begun(following)
         if not job.counted:
@@ -162,7 +171,7 @@ class StreamedBatches(StepBatches):
                 found[image] = decoded
             needed = {other for image in row_of if (other := _good(found, image, n)) not in found}
             # Once more, for those that take the place of bad ones.
-            samples = islice(self.stream.samples(self.seed, key.epoch, first), max(needed, default=-1) + 1)
+            samples = islice(self.stream.samples(self.seed, key.epoch, first, self._closed), max(needed, default=-1) + 1)
         for image, row in row_of.items():
             decoded = found[_good(found, image, n)]
             labels[row] = self.stream.number_of(decoded.label)
@@ -188,7 +197,7 @@ class StreamedBatches(StepBatches):
         """``n`` images of an epoch from place ``start`` on: where the last block ended, its shard is still open."""
         if self._reading is None or self._reading[:2] != (epoch, start):
             self._leave()
-            self._reading = (epoch, start, self.stream.samples(self.seed, epoch, start))
+            self._reading = (epoch, start, self.stream.samples(self.seed, epoch, start, self._closed))
         samples = self._reading[2]
         for done in range(n):
             sample = next(samples)
