@@ -48,7 +48,8 @@ def gradient(compile_: str, parts: int, *, graphed: bool) -> tuple[Tensor, float
     net = Net(graphed)
     state = TrainState(net, build_ema(config, net), build_optimizer(config, net), torch.amp.GradScaler("cpu", enabled=False), parts=parts)  # type: ignore[attr-defined]
     x0 = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    batches: Any = type("Fixed", (SimpleNamespace,), {"__call__": lambda self, step, mine: (x0[mine], None)})(batch_size=6)
+    told = {"news": lambda self: None, "take": lambda self, news: None}
+    batches: Any = type("Fixed", (SimpleNamespace,), {"__call__": lambda self, step, mine: (x0[mine], None), **told})(batch_size=6)
     loss = add_gradients(state, build_denoiser(config, net, None), batches, config, [])
     assert net.w.grad is not None and net.unused.grad is None
     return net.w.grad, loss.item()
