@@ -65,6 +65,7 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
 
     with ExitStack() as training:
         training.callback(batches.close)
+        batches.asked = hear
         while True:
             word, parts = ranks.listen()
             if word == Word.END:
@@ -82,7 +83,6 @@ def follow(ranks: Ranks, devices: Sequence[str], asked: Callable[[], int]) -> No
                 if word == Word.STEP:
                     if not begun:  # as in the process that leads, the trial before is not compiled
                         begun = training.enter_context(compiling(state.net, config.train.compile)) is None
-                        batches.asked = hear
                     next(steps)
                 else:
                     room = room_for_moments(state)

@@ -102,8 +102,11 @@ def launched(
 def begin(run: Run, order: Order, voice: Voice) -> None:
     """The last thing before training: does it fit into memory, is the place free; then the run folder is made."""
     run.folder.lock()
-    for notice in preflight(run):
-        voice.warn(notice.text)
+    try:
+        for notice in preflight(run):
+            voice.warn(notice.text)
+    except Interrupted as error:  # another process of the job was told to stop
+        raise KeyboardInterrupt from error
     if not order.resume:  # once more, for another process may have begun a run here meanwhile
         _check_free(run.folder, overwrite=order.overwrite)
         if run.folder.exists():

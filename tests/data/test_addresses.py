@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from ddpmctl.data.addresses import Answer
 from ddpmctl.data.named import whole
 from ddpmctl.data.names import patterns_of, place_of, read_shards
 from ddpmctl.data.shards import Shard, index_of, places_of, samples_of
-from ddpmctl.errors import DataError
+from ddpmctl.errors import ConfigError, DataError
 from ddpmctl.stopping import Interrupted
 from servers import Halved, Mute, Recording, Server6, served
 from tars import COUNTS, batches, opened, seen, streamed, write_shards
@@ -186,6 +189,28 @@ def test_runs_of_before_whose_addresses_have_lost_a_slash_are_read() -> None:
     assert places_of("http:/h/a.tar::https:/h/b.tar") == ["http://h/a.tar", "https://h/b.tar"]
     assert str(place_of("a//b.tar")) == "a/b.tar"  # a file
     assert patterns_of("x[ab].tar::y[c].tar") == ["x[ab].tar", "y[c].tar"]
+
+
+@pytest.mark.parametrize("how", [pickle.dumps, None])
+def test_copies_of_an_address_are_the_same_place(how: Callable[[Path], bytes] | None) -> None:
+    place = place_of("http://h/a//b.tar?x=//")
+    assert str(pickle.loads(how(place)) if how else copy.deepcopy(place)) == str(place)
+
+
+def test_spaces_and_letters_of_all_languages_are_asked_for_as_servers_know_them(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "Für alle", (3,))
+    with served(tmp_path, Recording) as (address, server):
+        [shard] = index_of(f"{address}/{folder.name}/train-000.tar?sig=a%20b+c 1", 1, None)
+        assert shard.count == 3 and server.paths == ["/F%C3%BCr%20alle/train-000.tar?sig=a%20b+c%201"] * 2
+        with pytest.raises(DataError, match="404") as told:
+            index_of(f"{address}/no such.tar?sig=SECRET 1", 1, None)
+    assert told.value.problem.startswith(f"{address}/no such.tar: ") and "SECRET" not in told.value.problem + told.value.advice
+
+
+def test_passwords_in_addresses_are_refused_and_not_told() -> None:
+    with pytest.raises(ConfigError, match="before @ is not read") as told:
+        places_of("http://h/a@b.tar::http://me:SECRET@h/x.tar?sig=SECRET")
+    assert told.value.problem.startswith("http://h/x.tar: ") and "SECRET" not in told.value.problem + told.value.advice
 
 
 def test_what_stands_behind_an_address_is_no_part_of_a_name() -> None:

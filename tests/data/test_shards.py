@@ -180,6 +180,18 @@ def test_bad_images_stop_the_run_where_they_are_to(tmp_path: Path, settings: dic
         seen(made, range(1, 6))
 
 
+def test_bad_images_are_judged_once_though_the_first_step_is_tried_before(tmp_path: Path) -> None:
+    """Its blocks are more than are kept: they are read again."""
+    found = streamed(write_shards(tmp_path / "s", (40,), bad=(0, 10, 20)), shuffle=4, holdout=0, max_bad=0.1)
+    with batches(found, 40) as made:
+        made(1)
+        assert (made._failed, made._seen) == (3, 40)
+        made(1)  # two times three would be too many of 40
+        assert (made._failed, made._seen) == (3, 40) and len(made.bad) == 3
+        made(2)
+        assert (made._failed, made._seen) == (6, 80)
+
+
 def test_held_out_images_are_the_first_of_every_shard(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "s", (10, 20, 30), label=lambda n: "b" if n % 2 else "a", bad=(10,))
     data = opened(folder, holdout=0.1, conditional=True)

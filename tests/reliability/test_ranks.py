@@ -313,8 +313,9 @@ sys.exit(main(sys.argv[1:]))
 """.replace("TESTS", str(Path(__file__).parents[1]))
 
 
-def alongside(world: int, *words: str) -> str:
-    """What ``driver.py`` prints in ``world`` processes, which find each other as those that srun starts do."""
+@contextmanager
+def alongside(world: int, *words: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """``driver.py`` in ``world`` processes, which find each other as those that srun starts do; killed when the block ends."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
@@ -325,13 +326,55 @@ def alongside(world: int, *words: str) -> str:
         for i in range(world)
     ]  # fmt: skip
     try:
-        printed = [process.communicate(timeout=240)[0] for process in processes]
+        yield processes
     finally:
         for process in processes:
             process.kill()
+
+
+def told_by(world: int, *words: str) -> str:
+    """What ``driver.py`` prints in ``world`` processes that end well."""
+    with alongside(world, *words) as processes:
+        printed = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * world, printed
     assert not any(printed[1:]), printed
     return printed[0]
+
+
+WAITING = """\
+import os, sys
+from concurrent.futures import CancelledError
+from pathlib import Path
+from ddpmctl.cli import main
+from ddpmctl.data.addresses import NEVER
+from ddpmctl.data.stream import Stream
+
+plain = Stream.samples
+
+def samples(self, seed, epoch, start=0, stop=NEVER):
+    if os.environ["RANK"] == "1":
+        Path("waiting").touch()
+        stop.wait()
+        raise CancelledError
+    yield from plain(self, seed, epoch, start, stop)
+
+Stream.samples = samples
+sys.exit(main(sys.argv[1:]))
+"""
+"""A server that is silent to one process, and for ever."""
+
+
+@pytest.mark.parametrize("told", [pytest.param((0, 1), marks=pytest.mark.slow), (1,)])
+def test_a_signal_ends_the_trial_of_the_first_step_though_a_server_is_silent_to_one(base: list[str], told: tuple[int, ...]) -> None:
+    Path("driver.py").write_text(WAITING)
+    with alongside(2, "train", *shards(), "--out", "r") as processes:
+        wait_for(Path("waiting").exists, processes[1])
+        for rank in told:
+            processes[rank].send_signal(signal.SIGTERM)
+        printed = processes[0].communicate(timeout=60)[0]
+        processes[1].communicate(timeout=60)
+    assert processes[0].returncode == (Exit.INTERRUPTED if told == (1,) else 128 + signal.SIGTERM), printed
+    assert "error: interrupted" in printed and "Traceback" not in printed and not Path("r").exists(), printed
 
 
 def shares(world: int) -> list[list[str]]:
@@ -352,7 +395,7 @@ def test_several_processes_evaluate_as_one_does(trained: Path, world: int, capsy
     assert main([*words, "--device", "cpu"]) == 0
     one = json.loads(capsys.readouterr().out)
     Path("driver.py").write_text(SHARING)
-    assert json.loads(alongside(world, *words, "--device", "cpu")) == one
+    assert json.loads(told_by(world, *words, "--device", "cpu")) == one
     # Twelve samples, as many images, 256 draws of the loss, and the bits of the images.
     pieces = [4 * ["extract 3"], 4 * ["extract 3"], [*85 * ["losses 3"], "losses 1"], 4 * ["bits 3"]]
     assert shares(world) == [[line for kind in pieces for line in kind[rank::world]] for rank in range(world)]
@@ -378,7 +421,7 @@ def test_kid_and_the_held_out_loss_are_measured_by_all_processes(base: list[str]
     flags = ["--steps", "4", "--lr", "1e-30", "--evaluate-every", "2", "--set", "train.evaluate_samples=20", "--set", "train.samples=5"]
     assert main(["train", *base, "-q", "--out", "one", *flags]) == 0
     Path("driver.py").write_text(SHARING)
-    alongside(world, "train", *base, "--out", "several", *flags)
+    told_by(world, "train", *base, "--out", "several", *flags)
     columns = ("step", "kid", "kid_spread", "val_loss", "val_q1", "val_q2", "val_q3", "val_q4")
     found = [[[row[name] for name in columns] for row in rows(Path(run)) if row["kid"]] for run in ("one", "several")]
     assert found[0] == found[1] and [step for step, *_ in found[0]] == ["2", "4"] and all(found[0][1])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import string
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from threading import Event, Thread
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 MARKS = ("Content-Length", "Last-Modified", "ETag")
 """What a server may say of a file that is another when the file is."""
@@ -62,7 +64,7 @@ class Answer(io.RawIOBase):
     def __init__(self, address: str, stop: Event = NEVER) -> None:
         self._stop, self._listening = stop, False
         self._answer: Any = None
-        self._answer = self._patiently(lambda: urllib.request.urlopen(address, timeout=_PATIENCE))
+        self._answer = self._patiently(lambda: urllib.request.urlopen(_spelled(address), timeout=_PATIENCE))
         self.marks: list[str] = [self._answer.headers.get(key, "") for key in MARKS]
 
     def readable(self) -> bool:
@@ -101,6 +103,13 @@ def opened(address: str, marks: Sequence[object], stop: Event = NEVER) -> io.Buf
             answer.close()
             raise ChangedError(f"changed since the run looked at it: another {key}")
     return io.BufferedReader(answer, _AT_ONCE)
+
+
+def _spelled(address: str) -> str:
+    """As a server is asked for it: spaces and letters like ``ü`` behind the host by their numbers, which Python would refuse, and tell all of it."""
+    scheme, _, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host}{slash}{quote(path, safe=string.punctuation)}"
 
 
 def _settle(future: Future[T], work: Callable[[], T]) -> None:

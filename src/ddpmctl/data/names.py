@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _FORMS = {
     "torchvision": re.compile(r"torchvision:(?P<name>[^:@]*)(:(?P<split>[^@]*))?(@(?P<root>.+))?", re.DOTALL),
@@ -25,6 +25,9 @@ class Address(type(Path())):  # type: ignore[misc]
 
     def __str__(self) -> str:
         return self.text or super().__str__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return place_of, (str(self),)
 
 
 def place_of(text: str | Path) -> Path:

@@ -85,6 +85,9 @@ def places_of(pattern: str) -> list[str]:
         if scheme and scheme[0] not in ("http:", "https:"):
             why = "; a run file must not be able to start a program" if scheme[0] == "pipe:" else ""
             raise ConfigError(f"{part}: {scheme[0]} is not read{why}", "give files, or addresses that begin with http: or https:")
+        if re.match(r"https?://[^/?#]*@", part):
+            shown = re.sub(r"//[^/?#]*@", "//", part).partition("?")[0]
+            raise ConfigError(f"{shown}: an address with a name or password before @ is not read", "give one without, such as a signed one")
         if scheme or Path(part).is_file():
             found.append(part)
         elif Path(part).is_dir():

@@ -54,7 +54,6 @@ class _Job:
 
     future: Future[Block]
     stop: Event
-    counted: bool = False
 
 
 class StreamedBatches(StepBatches):
@@ -71,6 +70,7 @@ class StreamedBatches(StepBatches):
         super().__init__(len(stream), batch_size, seed, hflip)
         self.stream = stream
         self._seen = self._failed = 0
+        self._counted = (-1, -1)  # epoch and number of the last block of which these are
         self._jobs: dict[Key, _Job] = {}
         self._closed = Event()
         self._thread: ThreadPoolExecutor | None = None
@@ -115,8 +115,8 @@ class StreamedBatches(StepBatches):
                 raise Interrupted
         block = job.future.result()
         self._begun(following)
-        if not job.counted:
-            job.counted = True
+        if key[:2] > self._counted:  # or it is read once more: for the first step after its trial, or after a rollback
+            self._counted = key[:2]
             self._seen += len(block.rows)  # each is decoded by one process at least
             self._unsaid.update({(key.epoch, key.number, image): bad for image, bad in block.bad.items()})
         return block
