@@ -374,7 +374,7 @@ def test_a_signal_ends_the_trial_of_the_first_step_though_a_server_is_silent_to_
         printed = processes[0].communicate(timeout=60)[0]
         processes[1].communicate(timeout=60)
     assert processes[0].returncode == (Exit.INTERRUPTED if told == (1,) else 128 + signal.SIGTERM), printed
-    assert "error: interrupted" in printed and "Traceback" not in printed and not Path("r").exists(), printed
+    assert "error: interrupted" in printed and "Traceback" not in printed and not Path("r/run.yaml").exists(), printed
 
 
 def shares(world: int) -> list[list[str]]:
