@@ -50,6 +50,17 @@ def test_a_length_built_afterwards_is_the_average_of_all_steps(run, length):
         assert (built - exact).norm().item() <= tolerance * max(moved, 1e-3)
 
 
+def test_statistics_of_batch_norm_are_those_of_the_step_and_not_combined(photos: Path, tiny: Path) -> None:
+    """Combined with factors of either sign, variances could be negative, and images black."""
+    batch_norm = ["--set", "model.norm=batch", "--steps", "8", "--out", "r", *SNAPSHOTS, "-q"]
+    assert main(["train", str(photos), "--config", str(tiny), *batch_norm]) == 0
+    last = dict(load_model(Path("r"), "cpu", weights="raw").denoiser.net.named_buffers())
+    for length in (0.03, 0.05, 0.2):
+        found = dict(load_model(Path("r"), "cpu", ema_length=length).denoiser.net.named_buffers())
+        assert any("running_var" in name for name in found)
+        assert_same(found, last)
+
+
 def test_inspect_names_the_lengths_and_sample_takes_them(run, capsys):
     assert main(["inspect", str(run), "--json"]) == 0
     lengths = json.loads(capsys.readouterr().out)["ema"]["--ema-length"]

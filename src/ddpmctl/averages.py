@@ -6,7 +6,7 @@ They lie in ``RUN/averages/step-*.pt``, written and checked as checkpoints are; 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +63,11 @@ class Built(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def weights_of(length: float, path: Path, content: Mapping[str, Any]) -> Built:
+def weights_of(length: float, path: Path, content: Mapping[str, Any], buffers: Collection[str] = ()) -> Built:
     """Weights averaged over ``length`` at the step of the checkpoint ``content`` from ``path``.
 
+    Those of the names ``buffers`` are no weights: they are of that step, as in every average (:class:`ddpmctl.core.ema.EMA`). Combined, the
+    variances of batch norm could fall below 0.
     Snapshots that cannot be read are left out: the others nearly do without them. Raises :class:`ConfigError` for a
     length that no average has, and for a run that takes no snapshots, :class:`CheckpointError` for those of another network.
     """
@@ -95,7 +97,8 @@ def weights_of(length: float, path: Path, content: Mapping[str, Any]) -> Built:
     for factor, power in zip(factors.tolist(), averages, strict=True):
         for name, value in power["net"].items():
             total[name] += factor * value
-    return Built({name: total[name].to(value.dtype) for name, value in like.items()}, error, tuple(left_out))
+    weights = {name: value if name in buffers else total[name].to(value.dtype) for name, value in like.items()}
+    return Built(weights, error, tuple(left_out))
 
 
 def _powers(file: Path) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def load_model(
     channels, height, width = content["image_shape"]
     net: torch.nn.Module = empty_net(content, config, file).to_empty(device="cpu")
     if ema_length is not None:
-        built = averages.weights_of(ema_length, file, content)
+        built = averages.weights_of(ema_length, file, content, [name for name, _ in net.named_buffers()])
     else:
         built = averages.Built(content["ema"]["net"] if weights == "ema" else content["net"], 0.0, ())
     net.load_state_dict(built.weights, strict=True)
