@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpmctl.evaluation import memorised
-from ddpmctl.evaluation.memorised import Nearest, nearest, sheet, suspicious
+from ddpmctl.evaluation.memorised import Nearest, nearest, nearest_either_way, sheet, suspicious
 
 
 def images(n: int, seed: int) -> torch.Tensor:
@@ -27,6 +27,20 @@ def test_nearest_are_those_of_all_distances(monkeypatch, block):
     assert torch.equal(found.indices, order[:, :3])
     assert found.indices[5, :2].tolist() == [11, 2] and found.distances[5, 0] == 0
     assert nearest(queries, base[:2]).indices.shape == (9, 2)
+
+
+def test_mirror_images_are_found_where_they_are_looked_for():
+    training, held = images(300, 0), images(100, 1)
+    mirrored = training[:40].flip(-1)
+    assert suspicious(nearest(mirrored, training), nearest(held, training, 1)).share < 0.2
+    found = nearest_either_way(mirrored, training)
+    assert suspicious(found, nearest_either_way(held, training, 1)).share == 1
+    assert torch.equal(found.indices[:, 0], torch.arange(40)) and not found.distances[:, 0].any()
+    both = torch.cat([training, training.flip(-1)])
+    torch.testing.assert_close(nearest_either_way(held, training).distances[:, 0], nearest(held, both).distances[:, 0])
+    symmetric = torch.cat([training[:5, ..., :2], training[:5, ..., :2].flip(-1)], dim=-1)
+    assert all(len(set(row)) == 3 for row in nearest_either_way(symmetric, symmetric).indices.tolist())
+    assert nearest_either_way(mirrored, training[:2]).indices.shape == (40, 2)
 
 
 def test_share_of_samples_nearer_than_held_out_images():

@@ -24,7 +24,15 @@ from ddpmctl.evaluation.likelihood import (
     LOSS_DRAWS,
     Likelihood,
 )
-from ddpmctl.evaluation.memorised import MANY_HELD_OUT, QUANTILE, Nearest, nearest, sheet, suspicious
+from ddpmctl.evaluation.memorised import (
+    MANY_HELD_OUT,
+    QUANTILE,
+    Nearest,
+    nearest,
+    nearest_either_way,
+    sheet,
+    suspicious,
+)
 from ddpmctl.evaluation.sets import Extractor, chosen, data_of, draw
 from ddpmctl.images import save_png
 from ddpmctl.plans import Plan
@@ -192,10 +200,12 @@ def _memorised(
     train, held = hold_out(len(dataset), model.config.data.holdout)
     found: Facts = {"quantile": QUANTILE, "training": len(train), "held_out": len(held), "sheet": str(file)}
     near: list[Nearest] = []
-    for name, ours, theirs in (("pixels", samples, dataset.images), ("features", of_samples, of_data)):
+    # A mirrored copy is one, where training mirrors: by pixels nothing is less like its image.
+    by_pixels = nearest_either_way if model.config.data.hflip else nearest
+    for name, find, ours, theirs in (("pixels", by_pixels, samples, dataset.images), ("features", nearest, of_samples, of_data)):
         base = theirs[train]
-        near.append(nearest(ours, base))
-        of_held = nearest(theirs[held], base, 1) if len(held) else None
+        near.append(find(ours, base))
+        of_held = find(theirs[held], base, 1) if len(held) else None
         found[name] = suspicious(near[-1], of_held)._asdict()
     title = f"{model.path.name}: the nearest of {len(train):,} training images"
     picture = sheet(samples[:count], dataset.images[train], near[0], near[1], title)

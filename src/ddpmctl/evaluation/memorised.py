@@ -55,6 +55,16 @@ def nearest(queries: Tensor, base: Tensor, k: int = SHOWN) -> Nearest:
     return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
+def nearest_either_way(queries: Tensor, base: Tensor, k: int = SHOWN) -> Nearest:
+    """:func:`nearest` to images (N, C, H, W) or to their mirror images, whichever is nearer; each of ``base`` once."""
+    ways = [nearest(some, base, k) for some in (queries, queries.flip(-1))]
+    distances, order = torch.cat([way.distances for way in ways], dim=1).sort(dim=1)
+    indices = torch.cat([way.indices for way in ways], dim=1).gather(1, order)
+    again = torch.stack([(indices[:, :i] == indices[:, i : i + 1]).any(dim=1) for i in range(indices.shape[1])], dim=1)
+    once = again.int().sort(dim=1, stable=True).indices[:, : min(k, len(base))]
+    return Nearest(distances.gather(1, once), indices.gather(1, once))
+
+
 class Share(NamedTuple):
     """``share`` of the samples are nearer to a training image than ``threshold``, as 1 % of held-out images are.
 
