@@ -104,7 +104,7 @@ class Bench:
         self.results: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
         model = load_model(run, "cpu")
         self.timesteps, self.last = model.denoiser.schedule.timesteps, model.step
-        self.conditional = bool(model.class_names)
+        self.conditional, self.guided = bool(model.class_names), model.denoiser.null_label is not None
         self.net = load_features("efficientnet-lite0", CPU)
         held = data_of(model, heldout)
         self.real = self._features(held.images)
@@ -125,7 +125,7 @@ class Bench:
         samples = draw(model, n, case.way, seed=1, labels=labels, batch_size=100,
                        on_smaller=lambda size: None, progress=lambda done, total: None)  # fmt: skip
         seconds = time.perf_counter() - start
-        features, size = self._features(samples), min(SUBSET_SIZE, n // 2)
+        features, size = self._features(samples), min(SUBSET_SIZE, n // 2, len(self.real[0]) // 2)
         (mean, spread), (scores, scores_spread) = (kid(ours, real, size, 0) for ours, real in zip(features, self.real, strict=True))
         accuracy = self.classifier.accuracy(samples, torch.tensor(labels)) if self.classifier and labels else None
         save_png(self.out / f"{case.name()}.png", grid(samples[:60], columns=10, scale=2))
@@ -198,6 +198,15 @@ def by_guidance(bench: Bench) -> str:
     return table(["guidance", *MEASURED, "in their class"], rows)
 
 
+def keep_config(config: Path, out: Path) -> None:
+    """A copy of the run file in ``out``, which goes on with the run that is there: refuses one that is of another run file."""
+    out.mkdir(parents=True, exist_ok=True)
+    for kept in out.glob("*.yaml"):
+        if kept.read_bytes() != config.read_bytes():
+            sys.exit(f"{out} holds a run of {kept}, and not of {config}: give another --out")
+    shutil.copy(config, out)
+
+
 def train(data: Path, config: Path, out: Path) -> Path:
     """The run of ``config``, with enough kept for the tables. Goes on where it stopped."""
     from ddpmctl.runfile import read_run_file, resolve
@@ -225,18 +234,17 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network  [default: fp32]")
     options = parser.parse_args()
     print("training takes what the run file says; the tables about two hours on two cores, with --n-slow 500", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
+    keep_config(options.config, options.out)
     bench = Bench(train(options.train, options.config, options.out), options.train, options.heldout, options.out,
                   options.n, options.n_slow, options.precision)  # fmt: skip
     parts: dict[str, Callable[[Bench], str]] = {"By time trained": by_time, "By length of the average": by_length}
-    if bench.conditional:
+    if bench.guided:  # by a network that has never been without a label there is none
         parts["By guidance"] = by_guidance
     parts["By sampler"] = by_sampler
     text = f"# Quality of {options.config.name}\n\n{__doc__.strip()}\n"
     for title, part in parts.items():
         text += f"\n## {title}\n\n{part(bench)}"
         (options.out / "QUALITY.md").write_text(text)
-    shutil.copy(options.config, options.out)
     print(f"tables: {options.out / 'QUALITY.md'}")
 
 

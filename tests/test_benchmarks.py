@@ -48,6 +48,19 @@ def test_tables_that_are_not_measured_again_stay(speed: ModuleType, tmp_path: Pa
     assert "kept" in again
 
 
+def test_quality_of_one_run_file_is_not_told_as_that_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    quality = importlib.import_module("quality")
+    one, other, out = tmp_path / "one.yaml", tmp_path / "other.yaml", tmp_path / "out"
+    one.write_text("seed: 1")
+    other.write_text("seed: 2")
+    quality.keep_config(one, out)
+    quality.keep_config(one, out)
+    with pytest.raises(SystemExit, match="give another --out"):
+        quality.keep_config(other, out)
+    assert [file.name for file in out.iterdir()] == ["one.yaml"]
+
+
 def test_without_the_peers_it_names_the_extra(
     speed: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
