@@ -194,6 +194,7 @@ def test_guidance_is_asked_for_with_each_sample(tmp_path: Path) -> None:
         (lambda run: ddpmctl.load(run).sample(1, labels=[0]), ConfigError, "without classes"),
         (lambda run: ddpmctl.load(run).sample(guidance=2), ConfigError, "guidance 2"),
         (lambda run: ddpmctl.load(run).sample(guidance_interval=(0.9, 0.1)), ConfigError, "guidance_interval 0.9:0.1"),
+        (lambda run: ddpmctl.load(run).sample(guidance_interval=(0.2, 0.8)), ConfigError, "guidance_interval 0.2:0.8: there is no"),
         (lambda run: ddpmctl.load(run).sample(variance="learned", sampler="ddpm"), ConfigError, "variance learned"),
         (lambda run: ddpmctl.load(run).sample(init="no.png"), DataError, "no.png: cannot be read"),
         (lambda run: ddpmctl.load(run).sample(strength=0.5), ConfigError, "strength 0.5: there is no picture to change"),

@@ -105,6 +105,8 @@ class Recipe:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ConfigError(f"--guidance-interval {low}:{high}: not two shares from 0 to 1", "0:1 is always")
+        if self.guidance == 1 and self.interval != (0, 1):
+            raise ConfigError(f"--guidance-interval {low:g}:{high:g}: there is no guidance", "add --guidance")
 
     def plan(self, rows: dict[str, Plan] | None = None) -> Plan:
         """Sampler, steps and spacing; ``rows`` as in :func:`plan`."""
