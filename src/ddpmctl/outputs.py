@@ -66,10 +66,11 @@ class Job(NamedTuple):
 class Sink:
     """Takes finished images, and states on the way where it ``wants_states``; complete when its block ends well.
 
-    ``titled``: its rows may have titles.
+    ``titled``: its rows may have titles. ``shaped_by``: the flags that say how it looks.
     """
 
     wants_states = titled = False
+    shaped_by: Sequence[str] = ()
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -106,6 +107,7 @@ class GridSink(Sink):
     """One PNG with all images."""
 
     titled = True
+    shaped_by = ("--columns", "--scale")
 
     def check(self) -> None:
         _check_grid(self.job, MOST_PIXELS)
@@ -125,6 +127,7 @@ class GifSink(Sink):
     """The grid on its way from noise to images, at most :data:`GIF_FRAMES` steps of it."""
 
     wants_states = titled = True
+    shaped_by = ("--columns", "--scale")
 
     def __init__(self, job: Job) -> None:
         count = min(job.steps, GIF_FRAMES)
@@ -152,6 +155,8 @@ class GifSink(Sink):
 
 class FilmSink(GridSink):
     """The images one after another, forth and back, with a rest at either end."""
+
+    shaped_by = ("--scale",)
 
     def check(self) -> None:
         job, (height, width) = self.job, self.job.shape[1:]
@@ -248,6 +253,14 @@ def choose_output(
         raise OutputError(f"{path}: {what}", "choose another name, or add --overwrite")
     check_place(path)
     return path, kind
+
+
+def check_shape(path: Path, kind: type[Sink], given: dict[str, int | None]) -> None:
+    """Flag -> how the output ``path`` is to look; raises :class:`ConfigError` for one that its ``kind`` does not go by."""
+    for flag, value in given.items():
+        if value is not None and flag not in kind.shaped_by:
+            of = "an animation of one image after another" if kind is FilmSink else "images as they are, and no grid"
+            raise ConfigError(f"{flag} {value}: {path} holds {of}", f"leave {flag} out, or use -o x.png")
 
 
 def _grid(pictures: Tensor, job: Job) -> Image.Image:

@@ -303,6 +303,10 @@ BAD = {
     "scale too large": (["sample", "RUN", "-n", "4", "--scale", "1e15"], Exit.CONFIG, "give --scale 304 or less"),
     "scale too large for a gif": (["sample", "RUN", "-o", "x.gif", "--scale", "99"], Exit.CONFIG, "--scale 99"),
     "a column too long": (["sample", "RUN", "-n", "4000", "--columns", "1"], Exit.CONFIG, "give --columns 64"),
+    "columns of no grid": (["sample", "RUN", "-o", "x.npz", "--columns", "2"], Exit.CONFIG, "--columns 2: x.npz holds"),
+    "scale of no grid": (["sample", "RUN", "-o", "new/", "--scale", "2"], Exit.CONFIG, "--scale 2: new holds"),
+    "columns of an animation": (["sample", "RUN", "--interpolate", "small.png", "small.png", "-o", "x.gif", "--columns", "2"],
+                                Exit.CONFIG, "--columns 2: x.gif holds an animation"),
     "a folder named like a file": (["sample", "RUN", "-o", "text.pt/"], Exit.OUTPUT, "a file, where a folder"),
     "a file named like a folder": (["sample", "RUN", "-o", "five"], Exit.OUTPUT, "a file, where a folder"),
     "overwriting one": (["sample", "RUN", "-o", "five", "--overwrite"], Exit.OUTPUT, "choose another name"),
@@ -318,6 +322,7 @@ def test_bad_input_is_one_clear_error_before_any_work(case, trained, capsys, mon
     Path("text.pt").write_text("hello")
     Path("text.png").write_text("hello")
     Path("five").write_text("hello")
+    Image.new("RGB", (8, 8)).save("small.png")
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1 << 30))
     Path("cut.pt").write_bytes(checkpoint[: len(checkpoint) // 2])
     Path("flipped.pt").write_bytes(spoilt(trained / "checkpoints" / "step-00000006.pt"))

@@ -77,7 +77,7 @@ def sample(
 
     Example: `ddpmctl sample runs/photos -n 64 -o new.png`
     """
-    from ddpmctl.outputs import Job, Sink, choose_output
+    from ddpmctl.outputs import Job, Sink, check_shape, choose_output
     from ddpmctl.plans import Recipe
 
     interval = _interval(guidance, guidance_interval)
@@ -90,6 +90,8 @@ def sample(
     each, shown = devices_of(devices, device), shower(show)
     # Process 0 writes: the others may come when its file is there already.
     path, sink = (Path(), Sink) if follows() else choose_output(out, overwrite=overwrite, sinks=begun.sinks())
+    if not follows():
+        check_shape(path, sink, {"--columns": columns, "--scale": scale})
     from ddpmctl.checkpoint import naming_a_good_one
     from ddpmctl.core.samplers import evaluations
     from ddpmctl.runfolder import checkpoint_in
