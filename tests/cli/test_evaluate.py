@@ -76,7 +76,7 @@ def test_too_few_images_are_told_before_anything_is_drawn(
     for file in sorted((photos / "cats").iterdir())[:2]:
         file.unlink()
     assert main(["evaluate", str(trained_classes), str(photos), "-n", "9", "--class", "cats"]) == Exit.DATA
-    assert "4 images are too few" in capsys.readouterr().err
+    assert f"{photos}: class cats: 4 images are too few" in " ".join(capsys.readouterr().err.split())
 
 
 def test_two_sets_of_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +164,7 @@ def test_sheet_of_what_was_learnt_by_heart(tmp_path: Path, capsys: pytest.Captur
     (["--guidance", "nan"], "must be a number"),
     (["--feature-weights", "none.pth"], "no such file"),
     (["--class", "cats"], "trained without classes"),
+    (["--sheet-of", "3"], "there is no sheet"),
     (["--features", "inception"], "the weights of inception are not there"),
 ])  # fmt: skip
 def test_wrong_flags(
@@ -180,6 +181,12 @@ def test_wrong_places(trained: Path, photos: Path, capsys: pytest.CaptureFixture
     assert main(["evaluate", str(trained), "missing"]) == Exit.DATA
     assert main(["evaluate", str(photos), str(photos), "--steps", "5"]) == Exit.CONFIG
     assert "there is nothing to sample" in capsys.readouterr().err
+    for flags in (["--weights", "raw"], ["--precision", "bf16"]):
+        assert main(["evaluate", str(photos), str(photos), *flags]) == Exit.CONFIG
+        assert "there is nothing to sample" in capsys.readouterr().err
+    write_images(Path("few"), 3)
+    assert main(["evaluate", str(photos), "few"]) == Exit.DATA
+    assert "few: 3 images are too few to compare" in capsys.readouterr().err
     Path("damaged.pt").write_bytes(b"\x00\x01")
     assert main(["evaluate", "damaged.pt", str(photos)]) == Exit.CHECKPOINT
     assert main(["evaluate", str(trained / "checkpoints"), str(photos), "-n", "4"]) == Exit.CONFIG

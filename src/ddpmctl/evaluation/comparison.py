@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FEWEST, MOST = 5, 200_000
 """Of the images that are compared."""
 
+SHEET_OF = 8
+"""Samples on the sheet."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -47,7 +50,7 @@ class Comparison:
     batch_size: int = 64
     precision: str = "fp32"
     sheet: Path | None = None
-    sheet_of: int = 8
+    sheet_of: int = SHEET_OF
     overwrite: bool = False
     cache: bool = True
 
@@ -64,7 +67,8 @@ class Comparison:
         recipe = self.recipe
         of_models = {"--quality": recipe.quality, "--sampler": recipe.sampler, "--steps": recipe.steps, "--spacing": recipe.spacing,
                      "--class": self.class_name, "--guidance": recipe.guidance if recipe.guidance != 1 else None,
-                     "--sheet": self.sheet, "--ema-length": self.ema_length}  # fmt: skip
+                     "--sheet": self.sheet, "--ema-length": self.ema_length, "--weights": self.weights if self.weights != "ema" else None,
+                     "--precision": self.precision if self.precision != "fp32" else None}  # fmt: skip
         for flag, value in (of_models if self.two_sets else {"--size": self.size}).items():
             if value is not None:
                 why = "it is images: there is nothing to sample" if self.two_sets else "a checkpoint: it has its own size"
@@ -72,6 +76,8 @@ class Comparison:
 
     def _check_sheet(self) -> None:
         if self.sheet is None:
+            if self.sheet_of != SHEET_OF:
+                raise ConfigError(f"--sheet-of {self.sheet_of}: there is no sheet", "add --sheet X.png, or leave --sheet-of out")
             return
         if self.sheet.suffix.lower() != ".png":
             raise ConfigError(f"--sheet {self.sheet}: must end in .png", f"--sheet {self.sheet.with_suffix('.png')}")

@@ -51,10 +51,13 @@ def distances(generated: Tensor, real: Tensor, *, seed: int = 0) -> Distances:
     )
 
 
-def check_enough(n: int) -> None:
-    """Raise :class:`DataError` where ``n`` images cannot be compared with others: a third neighbour, and two halves."""
+def check_enough(n: int, of: str = "") -> None:
+    """Raise :class:`DataError` where ``n`` images cannot be compared with others: a third neighbour, and two halves.
+
+    ``of``: whose they are, for the error.
+    """
     if n < FEWEST:
-        raise DataError(f"{n} images are too few to compare", f"give {FEWEST} or more")
+        raise DataError(f"{f'{of}: ' if of else ''}{n} images are too few to compare", f"give {FEWEST} or more")
 
 
 def kid(generated: Tensor, real: Tensor, size: int, seed: int) -> tuple[float, float]:

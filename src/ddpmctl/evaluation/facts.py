@@ -74,7 +74,8 @@ def compare_data(other: Path, size: Any, settings: Settings) -> Facts:
         sizes = " and ".join(f"{height}x{width}" for height, width in (dataset.size for dataset in sets))
         raise DataError(f"{other} and {settings.data}: images of {sizes}", "give one --size for both")
     picked = [chosen(dataset, settings.n, settings.seed) for dataset in sets]
-    check_enough(min(len(which) for which in picked))
+    for path, which in zip((other, settings.data), picked, strict=True):
+        check_enough(len(which), str(path))
     for dataset, path, which in zip(sets, (other, settings.data), picked, strict=True):
         found.append(_features_of(settings, dataset, path, config, which))
     settings.ranks.end()
@@ -115,7 +116,7 @@ def evaluate_model(
     labels = model.labels_for(class_name, settings.n)
     label = labels[0] if labels and class_name not in (None, "all") else None
     which = chosen(dataset, settings.n, settings.seed, label)
-    check_enough(len(which))
+    check_enough(len(which), f"{settings.data}{f': class {class_name}' if label is not None else ''}")
     with settings.bars("sampling") as progress:
         samples = draw(model, settings.n, way, seed=settings.seed, labels=labels, batch_size=batch_size,
                        on_smaller=on_smaller, progress=progress, ranks=settings.ranks)  # fmt: skip
