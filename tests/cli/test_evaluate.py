@@ -128,7 +128,9 @@ def test_features_of_data_are_kept_shown_and_cleared(
     assert list(place.iterdir()) == []
 
 
-def test_sheet_of_what_was_learnt_by_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sheet_of_what_was_learnt_by_heart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos = write_images(tmp_path / "photos", 24)
     (tmp_path / "tiny.yaml").write_text(TINY)
     assert main(["train", str(photos), "-c", "tiny.yaml", "--out", "run", "--set", "data.holdout=0.25", "-q"]) == 0
@@ -149,6 +151,9 @@ def test_sheet_of_what_was_learnt_by_heart(tmp_path: Path, capsys: pytest.Captur
     assert main(["evaluate", *map(str, command)]) == Exit.OUTPUT
     assert main(["evaluate", *map(str, command), "--overwrite"]) == 0
     assert "held-out images are" in capsys.readouterr().out
+    monkeypatch.setattr("ddpmctl.evaluation.facts.draw", pytest.fail)
+    assert main(["evaluate", "run", str(photos), "-n", "2000", "--sheet", "y.png", "--sheet-of", "2000"]) == Exit.CONFIG
+    assert "--sheet-of 2,000: a picture" in capsys.readouterr().err
     other = write_images(tmp_path / "other", 13)
     assert main(["evaluate", "run", str(other), "-n", "6", "--sheet", "x.png"]) == Exit.CONFIG
     assert "not the images that" in capsys.readouterr().err and not Path("x.png").exists()

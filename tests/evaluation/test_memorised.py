@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ddpmctl.errors import ConfigError
 from ddpmctl.evaluation import memorised
-from ddpmctl.evaluation.memorised import Nearest, nearest, nearest_either_way, sheet, suspicious
+from ddpmctl.evaluation.memorised import Nearest, check_sheet, nearest, nearest_either_way, sheet, suspicious
+from ddpmctl.outputs import LONGEST_SIDE
 
 
 def images(n: int, seed: int) -> torch.Tensor:
@@ -61,3 +63,14 @@ def test_sheet_has_a_titled_row_for_each_sample():
     assert four.width == one.width and four.height > one.height + 3 * 75
     few = Nearest(near.distances[:, :1], near.indices[:, :1])
     assert sheet(samples[:, :1], training[:, :1], few, few, "title").width < four.width
+
+
+def test_a_sheet_that_no_program_shows_is_refused_before_anything_is_drawn():
+    check_sheet(8, (3, 512, 512))
+    with pytest.raises(ConfigError, match=r"--sheet-of 2,048: a picture of .* too large to be made") as found:
+        check_sheet(2048, (3, 6, 5))
+    most = int(found.value.advice.split()[2])
+    check_sheet(most, (3, 6, 5))
+    near = nearest(images(most + 1, 0), images(9, 1))
+    heights = [sheet(images(count, 0), images(9, 1), near, near, "").height for count in (most, most + 1)]
+    assert heights[0] <= LONGEST_SIDE < heights[1]

@@ -11,7 +11,7 @@ from ddpmctl.api.models import device_of, tell
 from ddpmctl.build import resolve_device
 from ddpmctl.data.names import place_of
 from ddpmctl.errors import ConfigError
-from ddpmctl.evaluation.comparison import Comparison
+from ddpmctl.evaluation.comparison import SHEET_OF, Comparison
 from ddpmctl.parsing import parse_size
 from ddpmctl.plans import Recipe
 from ddpmctl.ranks import ALONE
@@ -73,7 +73,7 @@ def evaluate(
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     sheet: Place | None = None,
-    sheet_of: int = 8,
+    sheet_of: int = SHEET_OF,
     overwrite: bool = False,
     cache: bool = True,
 ) -> Evaluation:

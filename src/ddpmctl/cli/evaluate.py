@@ -12,6 +12,7 @@ import typer
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Devices, Quiet, choices, complete, reading, switch, tell_model, weights_text
 from ddpmctl.cli.together import devices_of, joined, spread_over
+from ddpmctl.evaluation.comparison import SHEET_OF
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
 _HOW, _SHEET = "How", "Memorisation"
@@ -39,7 +40,7 @@ def evaluate(
     devices: Devices = None,
     precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="What the model computes in; features are of fp32.")] = "fp32",
     sheet: Annotated[Path | None, typer.Option(metavar="X.png", help="Draw samples beside the training images nearest to them. DATA is then what CKPT was trained on, and all of it is compared.", rich_help_panel=_SHEET)] = None,
-    sheet_of: Annotated[int, typer.Option(metavar="COUNT", help="How many samples to draw there.", parser=reading(parse_count), rich_help_panel=_SHEET)] = 8,
+    sheet_of: Annotated[int, typer.Option(metavar="COUNT", help="How many samples to draw there.", parser=reading(parse_count), rich_help_panel=_SHEET)] = SHEET_OF,
     overwrite: Annotated[bool, switch("--overwrite", "Replace the sheet that is there.", _SHEET)] = False,
     no_cache: Annotated[bool, switch("--no-cache", "Neither take images and features from the cache, nor keep them.")] = False,
     quiet: Quiet = False,

@@ -28,6 +28,7 @@ from ddpmctl.evaluation.memorised import (
     MANY_HELD_OUT,
     QUANTILE,
     Nearest,
+    check_sheet,
     nearest,
     nearest_either_way,
     sheet,
@@ -113,6 +114,8 @@ def evaluate_model(
     if sheet_file is not None and not trained_on:
         raise ConfigError(f"--sheet: {settings.data}: not the images that {model.path} was trained on",
                           "give those as DATA, or leave --sheet out")  # fmt: skip
+    if sheet_file is not None:
+        check_sheet(min(sheet_of, settings.n), model.image_shape)
     labels = model.labels_for(class_name, settings.n)
     label = labels[0] if labels and class_name not in (None, "all") else None
     which = chosen(dataset, settings.n, settings.seed, label)

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpmctl.errors import ConfigError
 from ddpmctl.evaluation.features import to_rgb
 from ddpmctl.images import enlarged, flat, to_pil
 from ddpmctl.noise_demo.figure import Cell, Heading, Row
 from ddpmctl.noise_demo.figure import draw as draw_figure
+from ddpmctl.outputs import LONGEST_SIDE, MOST_PIXELS
 
 QUANTILE = 0.01
 """Of the distances from held-out to training images: nearer than that is suspiciously near."""
@@ -95,6 +97,18 @@ def sheet(samples: Tensor, training: Tensor, by_pixels: Nearest, by_features: Ne
             cells += _cells(training, found.indices[i].tolist(), found.distances[i].tolist())
         rows.append(Row(f"sample {i}", cells))
     return draw_figure(headings, rows, title=title)
+
+
+def check_sheet(count: int, shape: tuple[int, int, int]) -> None:
+    """Raise :class:`ConfigError` where a sheet of ``count`` samples of ``shape`` (C, H, W) is a picture too large to be made."""
+    blank = torch.zeros(2, *shape, dtype=torch.uint8)
+    near = Nearest(torch.zeros(2, SHOWN), torch.zeros(2, SHOWN, dtype=torch.int64))
+    one, two = (sheet(blank[:rows], blank, near, near, "") for rows in (1, 2))
+    row = two.height - one.height
+    most = max(1, 1 + (min(LONGEST_SIDE, MOST_PIXELS // one.width) - one.height) // row)
+    if count > most:
+        size = f"{one.width:,} x {one.height + (count - 1) * row:,}"
+        raise ConfigError(f"--sheet-of {count:,}: a picture of {size} pixels is too large to be made", f"give --sheet-of {most} or less")
 
 
 def _cells(training: Tensor, indices: Sequence[int], distances: Sequence[float]) -> list[Cell]:
