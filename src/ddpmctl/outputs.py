@@ -107,7 +107,7 @@ class GridSink(Sink):
     """One PNG with all images."""
 
     titled = True
-    shaped_by = ("--columns", "--scale")
+    shaped_by: Sequence[str] = ("--columns", "--scale")
 
     def check(self) -> None:
         _check_grid(self.job, MOST_PIXELS)
@@ -127,7 +127,7 @@ class GifSink(Sink):
     """The grid on its way from noise to images, at most :data:`GIF_FRAMES` steps of it."""
 
     wants_states = titled = True
-    shaped_by = ("--columns", "--scale")
+    shaped_by: Sequence[str] = ("--columns", "--scale")
 
     def __init__(self, job: Job) -> None:
         count = min(job.steps, GIF_FRAMES)
@@ -156,7 +156,7 @@ class GifSink(Sink):
 class FilmSink(GridSink):
     """The images one after another, forth and back, with a rest at either end."""
 
-    shaped_by = ("--scale",)
+    shaped_by: Sequence[str] = ("--scale",)
 
     def check(self) -> None:
         job, (height, width) = self.job, self.job.shape[1:]
