@@ -107,6 +107,7 @@ def build_net(config: RunConfig, channels: int, num_classes: int) -> UNet:
         time_order=model.time_order,
         time_shift=model.time_shift,
         head_channels=None if model.head_channels == "all" else model.head_channels,
+        qk_norm=model.qk_norm,
         middle_attention=model.middle_attention,
         down_padding=model.down_padding,
         num_classes=num_classes + bool(model.label_dropout) if num_classes else None,

@@ -179,6 +179,7 @@ class ModelConfig(Section):
     )
     middle_attention: bool = Field(True, description="self-attention in the middle")
     head_channels: HeadChannels = Field("all", description="channels of an attention head; all: a single head")
+    qk_norm: bool = Field(False, description="norms queries and keys: attention stays soft at high learning rates")
     dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.1, description="inside residual blocks")
     label_dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the labels hidden in training, so that samples can be guided (0.1 is usual); 0: none"

@@ -256,6 +256,29 @@ def test_weights_load_strictly_into_a_network_of_the_same_shape():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_normed_queries_and_keys_have_no_length(heads: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    attention = Attention(12, lambda channels: nn.GroupNorm(2, channels), 12 // heads, qk_norm=True).double()
+    nn.init.normal_(attention.out.weight)
+    x = torch.randn(2, 12, 3, 5, dtype=torch.float64)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        once = attention(x)
+    q, k, v = attention.qkv(attention.norm(x)).reshape(2, 3, heads, 12 // heads, 15).unbind(1)
+    q, k = (part / part.square().mean(2, keepdim=True).sqrt() for part in (q, k))
+    scores = torch.einsum("bhci,bhcj->bhij", q, k) / (12 / heads) ** 0.5
+    assert scores.abs().max() <= (12 / heads) ** 0.5 + 1e-9
+    mixed = torch.einsum("bhij,bhcj->bhci", scores.softmax(-1), v).reshape(2, 12, 3, 5)
+    precise = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float64 else {"rtol": 0.05, "atol": 0.1}
+    torch.testing.assert_close(once.double(), x + attention.out(mixed), **precise)
+    with torch.no_grad():
+        attention.qkv.weight[:24] *= 1000
+        attention.qkv.bias[:24] *= 1000
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            torch.testing.assert_close(attention(x).double(), once.double(), **precise)
+
+
 def test_attention_is_softmax_of_scaled_products():
     torch.manual_seed(0)
     attention = Attention(6, lambda channels: nn.GroupNorm(2, channels)).double()

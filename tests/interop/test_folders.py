@@ -287,6 +287,7 @@ UNFIT = {
     "no time": ({"model": {"time_embedding": "none"}}, [], "model.time_embedding: none"),
     "scaled time": ({"model": {"time_scale": 2.0}}, [], "model.time_scale: 2"),
     "padding": ({"model": {"padding": 1}}, [], "model.padding: 1"),
+    "normed queries": ({"model": {"qk_norm": True}}, [], "model.qk_norm: True"),
     "patches": ({"model": {"patch": 2}}, [], "model.patch: 2"),
     "a wide first level": ({"model": {"channel_mults": [2, 2]}}, [], "model.channel_mults: [2, 2]"),
     "uneven levels": ({"model": {"channel_mults": [1, 2], "num_res_blocks": [1, 2]}}, [], "model.num_res_blocks: [1, 2]"),

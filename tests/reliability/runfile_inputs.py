@@ -313,6 +313,7 @@ KINDS: dict[str, Kind] = {
     "model.num_res_blocks": Blocks(1, 64),
     "model.attention_levels": ListOf(Whole(of=(0, 1)), good_most=3),
     "model.middle_attention": Truth(),
+    "model.qk_norm": Truth(),
     "model.head_channels": Whole(1, 8192, words=("all",), of=(1, 2, 4, 8, 16, 32)),
     "model.dropout": Real(0, 1, without=(1,)),
     "model.label_dropout": Real(0, 1, without=(1,)),

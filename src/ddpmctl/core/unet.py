@@ -60,11 +60,17 @@ class Attention(nn.Module):
     """Self-attention over all pixels, residual. (B, C, H, W) -> same.
 
     A head has ``head_channels`` channels (None: all of them), each a run of its own, and scale 1/sqrt(head_channels).
+    With ``qk_norm`` queries and keys have a mean square of 1, so that no product of them is above sqrt(head_channels)
+    (Dehghani et al. 2023, section 2; without a gain, as in Karras et al. 2024). Without it training can make them ever
+    longer, until every pixel looks at one other alone.
     """
 
-    def __init__(self, channels: int, norm: Callable[[int], nn.Module], head_channels: int | None = None) -> None:
+    def __init__(
+        self, channels: int, norm: Callable[[int], nn.Module], head_channels: int | None = None, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.heads = channels // head_channels if head_channels else 1
+        self.qk_norm = qk_norm
         self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
@@ -73,6 +79,8 @@ class Attention(nn.Module):
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        if self.qk_norm:
+            q, k = (F.rms_norm(part, part.shape[-1:], eps=1e-5).to(v.dtype) for part in (q, k))
         mixed = attend(q, k, v).transpose(1, 2).flatten(2)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, c, h, w))
         return x + out
@@ -93,6 +101,7 @@ class ResidualBlock(nn.Module):
         num_classes: int | None,
         attention: bool,
         head_channels: int | None = None,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -104,7 +113,7 @@ class ResidualBlock(nn.Module):
         self.dropout = Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        self.attention = Attention(out_channels, norm, head_channels) if attention else nn.Identity()
+        self.attention = Attention(out_channels, norm, head_channels, qk_norm) if attention else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None, label: Tensor | None) -> Tensor:
         h = self.conv_1(activated(self.norm_1, self.activation, x))
@@ -154,7 +163,7 @@ class UNet(nn.Module):
     of a p-th of the size (Luhman & Luhman 2022). ``attention_levels`` counts from 0, the size after that.
     ``num_res_blocks``: going down, one more going up; a list has a number for each level. Published checkpoints differ in
     ``norm_eps``; ``time_order`` and ``time_shift``, see :class:`TimeEmbedding`; ``down_padding``, see :class:`Downsample`;
-    ``head_channels``, see :class:`Attention`; and whether there is attention in the middle.
+    ``head_channels`` and ``qk_norm``, see :class:`Attention`; and whether there is attention in the middle.
     """
 
     def __init__(
@@ -175,6 +184,7 @@ class UNet(nn.Module):
         time_order: str = "sin_cos",
         time_shift: float = 0.0,
         head_channels: int | None = None,
+        qk_norm: bool = False,
         middle_attention: bool = True,
         down_padding: str = "symmetric",
         num_classes: int | None = None,
@@ -193,6 +203,7 @@ class UNet(nn.Module):
             return ResidualBlock(
                 in_channels, out_channels, norm=make_norm, activation=self.activation, dropout=dropout,
                 time_width=time_width, num_classes=num_classes, attention=attention, head_channels=head_channels,
+                qk_norm=qk_norm,
             )  # fmt: skip
 
         self.time = None

@@ -76,6 +76,7 @@ def _network(path: Path, raw: Mapping[str, Tensor], settings: Settings) -> int:
         ("model.middle_attention", "mid.0.attention.to_qkv.weight" in raw, "mid.0.attention"),
         ("model.time_embedding", time, "time_mlp"),
         ("model.head_channels", "all", "mid.0.attention"),
+        ("model.qk_norm", False, "mid.0.attention"),
         ("model.norm_eps", 1e-5, "out_norm"),
         ("model.time_order", "sin_cos", "time_mlp"),
         ("model.time_shift", 0.0, "time_mlp"),
