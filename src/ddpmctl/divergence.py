@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 
 from ddpmctl.training import TrainStep
 
@@ -63,6 +64,25 @@ class Watch:
             f"{text}; the losses before: {losses}; largest gradient norm {worst.grad_norm:.3g}, "
             f"most of it in {worst.largest} at step {worst.step:,}"
         )
+
+
+JUMP = 2.0
+"""So many times the held-out loss before is a jump: the noise in it is always the same, and it rises slowly if at all."""
+
+
+def jump(step: int, loss: float, rows: Sequence[Mapping[str, str]]) -> str | None:
+    """What to tell of the held-out ``loss`` after ``rows`` of metrics; None where it has not jumped since the last of them.
+
+    It happens with numbers that are finite all the time: attention that hardens at a high learning rate, one step too far.
+    """
+    measured = [row for row in rows if row["val_loss"]]
+    if not measured or loss <= JUMP * float(measured[-1]["val_loss"]):
+        return None
+    return (
+        f"step {step:,}: the held-out loss has jumped to {loss:.4f}, from {float(measured[-1]['val_loss']):.4f} at step "
+        f"{int(measured[-1]['step']):,}: training came apart in between. It may recover; if not, start again with a lower "
+        "--lr or with --set model.qk_norm=true"
+    )
 
 
 WARMUP = 1000

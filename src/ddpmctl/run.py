@@ -14,7 +14,7 @@ from ddpmctl import averages, checkpoint, initial, plot
 from ddpmctl.build import compiling, precision_name, resolve_device
 from ddpmctl.config import RunConfig
 from ddpmctl.data.dataset import ImageDataset
-from ddpmctl.divergence import Watch, advice
+from ddpmctl.divergence import Watch, advice, jump
 from ddpmctl.errors import CheckpointError, DivergenceError, OutputError
 from ddpmctl.evaluation.scoring import Scored
 from ddpmctl.events import Back, Busy, Logged, Notice, Saved
@@ -155,6 +155,7 @@ class Run:
             result = scored = None
             if self._validation_is_due():
                 result = yield from self.validate()
+                yield from self._tell_jump(result)
             if self._evaluation_is_due():
                 scored = yield from self.evaluate()
             if scored and scored.kid < self.folder.best_kid():
@@ -361,6 +362,12 @@ class Run:
         self._window.restart_clock()
         yield result
         return result
+
+    def _tell_jump(self, result: Validated) -> Iterator[Notice]:
+        with suppress(OutputError):  # metrics that cannot be read are told where they are written
+            text = jump(self.state.step, result.loss, self.folder.metrics.read())
+            if text:
+                yield Notice(text)
 
     def evaluate(self) -> Generator[Event, None, Scored]:
         """KID of the averaged weights; needs ``train.evaluate_every``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from pathlib import Path
 
@@ -411,3 +412,15 @@ def test_a_run_that_looks_only_now_and_then_comes_to_the_same(photos, tiny, monk
     assert train(photos, tiny, "seldom", *flags) == 0
     assert state_of(Path("seldom"), 25)["rollbacks"] == (last_bad > 7)
     assert_same_run(Path("often"), Path("seldom"))
+
+
+def test_a_held_out_loss_that_jumps_is_told_once(photos, tiny, capsys):
+    flags = ["--set", "train.val_every=2", "--set", "data.holdout=0.2", "--set", "train.ema_decay=0", "--steps", "4"]
+    assert main(["train", str(photos), "-c", str(tiny), "--out", "r", *flags]) == 0
+    assert "jumped" not in capsys.readouterr().err
+    assert main(["train", "--resume", "r", "--steps", "10", "--lr", "1"]) == 0
+    told = re.findall(r"step (\d+): the held-out loss has jumped to [\d.]+, from [\d.]+ at step (\d+)", " ".join(capsys.readouterr().err.split()))
+    measured = {int(row["step"]): float(row["val_loss"]) for row in rows(Path("r")) if row["val_loss"]}
+    assert list(measured) == [2, 4, 6, 8, 10]
+    jumps = [(str(step), str(step - 2)) for step in (4, 6, 8, 10) if measured[step] > 2 * measured[step - 2]]
+    assert told == jumps and ("6", "4") in jumps and len(jumps) < 3
