@@ -63,7 +63,7 @@ class Built(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def weights_of(length: float, path: Path, content: Mapping[str, Any], buffers: Collection[str] = ()) -> Built:
+def weights_of(length: float, path: Path, content: Mapping[str, Any], buffers: Collection[str]) -> Built:
     """Weights averaged over ``length`` at the step of the checkpoint ``content`` from ``path``.
 
     Those of the names ``buffers`` are no weights: they are of that step, as in every average (:class:`ddpmctl.core.ema.EMA`). Combined, the
