@@ -75,12 +75,12 @@ def jump(step: int, loss: float, rows: Sequence[Mapping[str, str]]) -> str | Non
 
     It happens with numbers that are finite all the time: attention that hardens at a high learning rate, one step too far.
     """
-    measured = [row for row in rows if row["val_loss"]]
-    if not measured or loss <= JUMP * float(measured[-1]["val_loss"]):
+    last = next((row for row in reversed(rows) if row["val_loss"]), None)
+    if last is None or loss <= JUMP * float(last["val_loss"]):
         return None
     return (
-        f"step {step:,}: the held-out loss has jumped to {loss:.4f}, from {float(measured[-1]['val_loss']):.4f} at step "
-        f"{int(measured[-1]['step']):,}: training came apart in between. It may recover; if not, start again with a lower "
+        f"step {step:,}: the held-out loss has jumped to {loss:.4f}, from {float(last['val_loss']):.4f} at step "
+        f"{int(last['step']):,}: training came apart in between. It may recover; if not, start again with a lower "
         "--lr or with --set model.qk_norm=true"
     )
 
