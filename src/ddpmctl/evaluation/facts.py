@@ -108,13 +108,13 @@ def evaluate_model(
     """
     with settings.bars("reading images") as progress:
         dataset = data_of(model, settings.data, most=settings.n, cache=settings.cache, progress=progress)
-    if sheet_file is not None and dataset.stream:
-        raise ConfigError(f"--sheet: {settings.data}: shards, of which not all images are in memory to be compared with", "leave --sheet out")
     trained_on = dataset.fingerprint == model.fingerprint
-    if sheet_file is not None and not trained_on:
-        raise ConfigError(f"--sheet: {settings.data}: not the images that {model.path} was trained on",
-                          "give those as DATA, or leave --sheet out")  # fmt: skip
     if sheet_file is not None:
+        if dataset.stream:
+            raise ConfigError(f"--sheet: {settings.data}: shards, of which not all images are in memory to be compared with", "leave --sheet out")
+        if not trained_on:
+            raise ConfigError(f"--sheet: {settings.data}: not the images that {model.path} was trained on",
+                              "give those as DATA, or leave --sheet out")  # fmt: skip
         check_sheet(min(sheet_of, settings.n), model.image_shape)
     labels = model.labels_for(class_name, settings.n)
     label = labels[0] if labels and class_name not in (None, "all") else None
