@@ -15,6 +15,7 @@ from PIL import Image
 from ddpmctl.cli import main
 from ddpmctl.errors import Exit
 from ddpmctl.evaluation import features
+from ddpmctl.evaluation.sets import draw
 from ddpmctl.images import read_provenance
 from helpers import TINY, write_images
 
@@ -151,6 +152,17 @@ def test_sheet_of_what_was_learnt_by_heart(
     assert main(["evaluate", *map(str, command)]) == Exit.OUTPUT
     assert main(["evaluate", *map(str, command), "--overwrite"]) == 0
     assert "held-out images are" in capsys.readouterr().out
+
+    def in_the_way(*args: Any, **named: Any) -> Any:
+        Path("near.png").unlink()
+        Path("near.png").mkdir()
+        return draw(*args, **named)
+
+    monkeypatch.setattr("ddpmctl.evaluation.facts.draw", in_the_way)  # the numbers are told all the same
+    assert main(["evaluate", *map(str, command), "--overwrite"]) == Exit.OUTPUT
+    told = capsys.readouterr()
+    assert "held-out images are" in told.out and "near.png" not in told.out and "no sheet: near.png: cannot be written: " in told.err
+    Path("near.png").rmdir()
     monkeypatch.setattr("ddpmctl.evaluation.facts.draw", pytest.fail)
     assert main(["evaluate", "run", str(photos), "-n", "2000", "--sheet", "y.png", "--sheet-of", "2000"]) == Exit.CONFIG
     assert "--sheet-of 2,000: a picture" in capsys.readouterr().err

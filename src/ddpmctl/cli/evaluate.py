@@ -12,6 +12,7 @@ import typer
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Devices, Quiet, choices, complete, reading, switch, tell_model, weights_text
 from ddpmctl.cli.together import devices_of, joined, spread_over
+from ddpmctl.errors import Exit
 from ddpmctl.evaluation.comparison import SHEET_OF
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
@@ -72,7 +73,9 @@ def evaluate(
                           bars=lambda what: console.reading(what=what))  # fmt: skip
         if ranks.leads:
             _tell(facts, as_json)
-    return 0
+            if "memorised" in facts and facts["memorised"]["sheet"] is None:
+                return Exit.OUTPUT
+    return Exit.OK
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:
@@ -140,4 +143,5 @@ def _memorised(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memorised", (f"{part['share']:.1%} of the samples by {name}: nearer to one of {found['training']:,} training "
                             f"images than {part['threshold']:.4g}, as {found['quantile']:.0%} of {found['held_out']:,} "
                             "held-out images are")  # fmt: skip
-    yield "sheet", found["sheet"]
+    if found["sheet"]:
+        yield "sheet", found["sheet"]

@@ -213,11 +213,11 @@ def _check_classes(listing: Listing) -> None:
     if loose:
         count = sum(group.stop - group.start for group in loose)
         if listing.source:
-            raise DataError(f"{listing.root}: {count} of {len(listing)} images have no class", "set data.conditional=false")
+            raise DataError(f"{listing.root}: {count} of {len(listing)} images have no class", "train with data.conditional=false")
         raise DataError(
             f"{listing.root}: {count} of {len(listing)} images lie in no class folder, the first: "
             f"{shown(listing.names[loose[0].start])}",
-            "put each class into a folder of its own (rose/1.png, lily/1.png), or set data.conditional=false",
+            "put each class into a folder of its own (rose/1.png, lily/1.png), or train with data.conditional=false",
         )
 
 

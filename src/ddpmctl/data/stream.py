@@ -253,7 +253,7 @@ def _class_names(path: Path, shards: Sequence[Shard]) -> list[str]:
     if without:
         count = sum(shard.classes[""] for shard in without)
         raise DataError(f"{path}: {count:,} of {sum(shard.count for shard in shards):,} images have no class, the first in {without[0].name}",
-                        "put a .cls beside each image (0001.jpg, 0001.cls), or set data.conditional=false")  # fmt: skip
+                        "put a .cls beside each image (0001.jpg, 0001.cls), or train with data.conditional=false")  # fmt: skip
     names = {name for shard in shards for name in shard.classes}
     return sorted(names, key=lambda name: (int(name), name)) if all(name.isdecimal() for name in names) else sorted(names)
 

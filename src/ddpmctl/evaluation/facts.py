@@ -15,7 +15,7 @@ from ddpmctl.config import DataConfig
 from ddpmctl.core.samplers import evaluations
 from ddpmctl.data.dataset import ImageDataset, load_images
 from ddpmctl.data.report import Progress
-from ddpmctl.errors import ConfigError, DataError
+from ddpmctl.errors import ConfigError, DataError, OutputError
 from ddpmctl.evaluation.distances import NEIGHBOURS, check_enough, distances, doubts
 from ddpmctl.evaluation.features import FEATURES
 from ddpmctl.evaluation.likelihood import (
@@ -200,7 +200,10 @@ def _memorised(
     model: Model, dataset: ImageDataset, samples: Tensor, of_samples: Tensor, of_data: Tensor,
     file: Path, count: int, facts: Facts,
 ) -> Facts:  # fmt: skip
-    """Write the sheet; the share of samples nearer to training images than held-out images are, by pixels and features."""
+    """Write the sheet; the share of samples nearer to training images than held-out images are, by pixels and features.
+
+    Where the sheet cannot be written it is None, and a warning says why.
+    """
     train, held = hold_out(len(dataset), model.config.data.holdout)
     found: Facts = {"quantile": QUANTILE, "training": len(train), "held_out": len(held), "sheet": str(file)}
     near: list[Nearest] = []
@@ -213,5 +216,9 @@ def _memorised(
         found[name] = suspicious(near[-1], of_held)._asdict()
     title = f"{model.path.name}: the nearest of {len(train):,} training images"
     picture = sheet(samples[:count], dataset.images[train], near[0], near[1], title)
-    save_png(file, picture, {"kind": "evaluate", **facts["what"], **facts["made_with"], "memorised": found})
+    try:
+        save_png(file, picture, {"kind": "evaluate", **facts["what"], **facts["made_with"], "memorised": found})
+    except OutputError as error:  # what took so long to find out is not lost for a picture
+        found["sheet"] = None
+        facts["warnings"].append(f"no sheet: {error.problem}: {error.advice}")
     return found
