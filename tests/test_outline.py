@@ -67,11 +67,12 @@ def test_networks_of_all_kinds(norm: str, settings: dict[str, Any]) -> None:
         assert_same(config, (1, 16, 32), classes)
 
 
+@pytest.mark.parametrize("shift", [1, 4])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("timesteps", [2, 3, 20, 1000])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules(name: str, timesteps: int, zero: bool) -> None:
-    flags = {"diffusion.schedule": name, "diffusion.timesteps": timesteps, "diffusion.prediction": "v"}
+def test_schedules(name: str, timesteps: int, zero: bool, shift: float) -> None:
+    flags = {"diffusion.schedule": name, "diffusion.timesteps": timesteps, "diffusion.prediction": "v", "diffusion.shift": shift}
     config = resolve(flag_layer({**flags, "diffusion.zero_terminal_snr": zero}))
     schedule, found = build_schedule(config), outline.alpha_bar(config)
     assert torch.allclose(torch.tensor(found, dtype=torch.float64), schedule.alpha_bar, rtol=1e-9, atol=1e-15)

@@ -167,7 +167,9 @@ def compiling(net: nn.Module, mode: str) -> Iterator[None]:
 def build_schedule(config: RunConfig) -> NoiseSchedule:
     """The noise schedule of the run."""
     diffusion = config.diffusion
-    return NoiseSchedule.named(diffusion.schedule, diffusion.timesteps, zero_snr=diffusion.zero_terminal_snr)
+    return NoiseSchedule.named(
+        diffusion.schedule, diffusion.timesteps, shift=diffusion.shift, zero_snr=diffusion.zero_terminal_snr
+    )
 
 
 def build_denoiser(

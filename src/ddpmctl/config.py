@@ -145,6 +145,9 @@ class DiffusionConfig(Section):
 
     timesteps: Annotated[Count, Field(ge=2, le=100_000)] = Field(1000, description="T, the number of noising steps")
     schedule: Schedule = Field("linear", description="linear | cosine | sigmoid")
+    shift: Annotated[Number, Field(ge=0.1, le=100)] = Field(
+        1.0, description="times the noise beside the image, SNR / shift^2: more for large images or flat colours, such as size/32"
+    )
     zero_terminal_snr: bool = Field(
         False, description="rescale the schedule so that nothing of the image is left at T; for prediction v or x0"
     )

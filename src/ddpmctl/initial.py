@@ -21,7 +21,7 @@ from ddpmctl.sampling import config_of, empty_net
 
 KEPT = (
     "data.channels", "data.conditional",
-    "diffusion.timesteps", "diffusion.schedule", "diffusion.zero_terminal_snr", "diffusion.prediction", "diffusion.learn_variance",
+    "diffusion.timesteps", "diffusion.schedule", "diffusion.shift", "diffusion.zero_terminal_snr", "diffusion.prediction", "diffusion.learn_variance",
     *(f"model.{key}" for key in ModelConfig.model_fields if key != "dropout"),
 )  # fmt: skip
 """Settings that a run takes from the checkpoint: its network, and what that has learned to tell."""

@@ -104,6 +104,8 @@ def alpha_bar(config: RunConfig) -> list[float]:
     diffusion = config.diffusion
     betas = [min(beta, _MAX_BETA) for beta in BETAS[diffusion.schedule](diffusion.timesteps)]
     table = list(accumulate((1 - beta for beta in betas), mul, initial=1.0))
+    if diffusion.shift != 1:
+        table = [value / (value + diffusion.shift**2 * (1 - value)) for value in table]
     if not diffusion.zero_terminal_snr:
         return table
     root = [math.sqrt(value) for value in table[1:]]

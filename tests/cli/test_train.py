@@ -71,7 +71,7 @@ def test_old_checkpoints_go_the_newest_stay(photos, tiny):
     ["--set", "train.lr_schedule=cosine_flat", "--set", "train.optimizer=adamw", "--set", "train.log_every=3"],
     ["--set", "diffusion.t_sampling=stratified", "--set", "train.grad_accum=2"],
     ["--set", "diffusion.t_sampling=importance", "--set", "diffusion.weighting=min_snr"],
-    ["--set", "diffusion.zero_terminal_snr=true", "--prediction", "v", "--set", "diffusion.t_sampling=importance"],
+    ["--set", "diffusion.zero_terminal_snr=true", "--set", "diffusion.shift=2", "--prediction", "v", "--set", "diffusion.t_sampling=importance"],
     ["--set", "diffusion.learn_variance=true", "--set", "train.grad_accum=2", "--set", "train.sampler=ddpm"],
 ], ids=["plain", "flips and labels", "accumulation in bf16", "batch norm", "lr schedule", "stratified", "importance",
         "zero terminal SNR", "learned variance"])  # fmt: skip

@@ -76,6 +76,17 @@ def test_betas_out_of_range(betas):
         NoiseSchedule(torch.tensor(betas))
 
 
+@pytest.mark.parametrize("shift", [0.1, 0.5, 2, 4, 100])
+@pytest.mark.parametrize("timesteps", LENGTHS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_shift_multiplies_the_noise_beside_the_image(name, timesteps, shift):
+    """sqrt((1 - abar) / abar) at every t, down to the last level."""
+    plain, schedule = NoiseSchedule.named(name, timesteps), NoiseSchedule.named(name, timesteps, shift=shift)
+    gap = schedule.half_log_snr()[1:] - plain.half_log_snr()[1:]
+    assert torch.allclose(gap, torch.full_like(gap, -math.log(shift)), rtol=0, atol=1e-9)
+    assert bool((schedule.betas[1:] > 0).all()) and bool((schedule.betas < 1).all())
+
+
 def test_beta_of_one_is_capped():
     assert NoiseSchedule(torch.tensor([0.5, 1.0])).betas.tolist() == [0, 0.5, MAX_BETA]
 

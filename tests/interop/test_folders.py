@@ -265,19 +265,21 @@ def test_what_the_folder_says_cannot_be_given(pipe: Path) -> None:
     assert formats.load(pipe, same_again).content["step"] == 0
 
 
+@pytest.mark.parametrize("shift", [1, 4, 0.7654321])
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("timesteps", [10, 50, 1000, 4000])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_of_ours_comes_back(name: str, timesteps: int, zero_snr: bool) -> None:
-    diffusion = {"schedule": name, "timesteps": timesteps, "zero_terminal_snr": zero_snr, "prediction": "v"}
+def test_every_schedule_of_ours_comes_back(name: str, timesteps: int, zero_snr: bool, shift: float) -> None:
+    diffusion = {"schedule": name, "timesteps": timesteps, "shift": shift, "zero_terminal_snr": zero_snr, "prediction": "v"}
     config = RunConfig.model_validate({"diffusion": diffusion})
     written = scheduler.config_of(config)
     theirs = DDPMScheduler(**{key: value for key, value in written.items() if not key.startswith("_")})
-    torch.testing.assert_close(theirs.alphas_cumprod.double(), build_schedule(config).alpha_bar[1:], rtol=0, atol=2e-6)
+    torch.testing.assert_close(theirs.alphas_cumprod.double(), build_schedule(config).alpha_bar[1:], rtol=0, atol=6e-6)
     settings = Settings()
     scheduler.settings_of(Path("x"), written, settings, two_halves=False)
     back = resolve(Layer(settings.says)).diffusion
     assert (back.schedule, back.timesteps, back.zero_terminal_snr, back.prediction) == (name, timesteps, zero_snr, "v")
+    assert back.shift == pytest.approx(shift, rel=1e-6)
 
 
 UNFIT = {

@@ -301,6 +301,7 @@ KINDS: dict[str, Kind] = {
     "data.holdout": Real(0, 1, without=(1,)),
     "diffusion.timesteps": Whole(2, 100_000),
     "diffusion.schedule": Choice(("linear", "cosine", "sigmoid")),
+    "diffusion.shift": Real(0.1, 100),
     "diffusion.zero_terminal_snr": Truth(),
     "diffusion.prediction": Choice(("eps", "x0", "v")),
     "diffusion.loss": Choice(("l2", "l1", "huber")),

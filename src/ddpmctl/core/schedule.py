@@ -65,6 +65,17 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     return _betas_of(torch.cat([torch.ones(1, dtype=torch.float64), root**2]))
 
 
+def shifted(betas: Tensor, shift: float) -> Tensor:
+    """betas (T,) float64 of ``shift`` times the noise beside the image: SNR / shift^2 at every t.
+
+    Hoogeboom et al. 2023 (simple diffusion), section 3.1, where the shift is the size over that which the schedule was made for: the
+    larger or flatter an image, the more noise it shows through.
+    """
+    alpha_bar = torch.cumprod(1 - betas.double(), dim=0)
+    noisier = alpha_bar / (alpha_bar + shift**2 * (1 - alpha_bar))
+    return _betas_of(torch.cat([torch.ones(1, dtype=torch.float64), noisier]))
+
+
 class NoiseSchedule:
     """Tables over t = 0..T, where 0 is the clean image.
 
@@ -81,10 +92,12 @@ class NoiseSchedule:
         self.alpha_bar = torch.cumprod(self.alphas, dim=0)
 
     @classmethod
-    def named(cls, name: str, timesteps: int, *, zero_snr: bool = False) -> NoiseSchedule:
-        """The schedule of row ``name`` in :data:`SCHEDULES`; with ``zero_snr`` after :func:`zero_terminal_snr`."""
+    def named(cls, name: str, timesteps: int, *, shift: float = 1.0, zero_snr: bool = False) -> NoiseSchedule:
+        """The schedule of row ``name`` in :data:`SCHEDULES`, then :func:`shifted`; with ``zero_snr`` after :func:`zero_terminal_snr`."""
         betas = SCHEDULES[name](timesteps).clamp(max=MAX_BETA)
-        return cls(zero_terminal_snr(betas), max_beta=1.0) if zero_snr else cls(betas)
+        if shift != 1:
+            betas = shifted(betas, shift)
+        return cls(zero_terminal_snr(betas) if zero_snr else betas, max_beta=1.0)
 
     @property
     def timesteps(self) -> int:

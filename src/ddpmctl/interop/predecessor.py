@@ -117,7 +117,8 @@ def _process(path: Path, betas: Tensor, settings: Settings) -> None:
     if found is None:
         raise _no(path, "betas: neither linear nor cosine as ddpmctl has them")
     for key, value in (
-        ("diffusion.timesteps", len(betas)), ("diffusion.schedule", found[0]), ("diffusion.zero_terminal_snr", found[1]),
+        ("diffusion.timesteps", len(betas)), ("diffusion.schedule", found.name), ("diffusion.shift", found.shift),
+        ("diffusion.zero_terminal_snr", found.zero_snr),
         ("diffusion.prediction", "eps"), ("diffusion.learn_variance", False),
     ):  # fmt: skip
         settings.say(key, value, f"{path}: betas")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ddpmctl.build import build_schedule
 from ddpmctl.config import RunConfig
-from ddpmctl.core.schedule import MAX_BETA, NoiseSchedule, cosine, zero_terminal_snr
+from ddpmctl.core.schedule import MAX_BETA, NoiseSchedule, cosine
 from ddpmctl.errors import CheckpointError
 from ddpmctl.interop.flags import SAMPLERS, VARIANCES, Flags, flags_of
 from ddpmctl.interop.imported import Settings
-from ddpmctl.interop.schedules import named, same
+from ddpmctl.interop.schedules import Named, named, same
 
 _DEFAULTS: dict[str, Any] = {
     "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
@@ -42,11 +42,12 @@ def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two
     variance = VARIANCES.get(str(theirs["variance_type"] or "fixed_small"))
     if variance is None or two_halves != (variance == "learned"):
         raise _no(file, theirs, "variance_type", f"does not go with a network of {'two halves' if two_halves else 'one half'}")
-    name, zero_snr = _schedule(file, theirs)
+    schedule = _schedule(file, theirs)
     for key, value, of in (
         ("diffusion.timesteps", theirs["num_train_timesteps"], "num_train_timesteps"),
-        ("diffusion.schedule", name, "beta_schedule"),
-        ("diffusion.zero_terminal_snr", zero_snr, "rescale_betas_zero_snr"),
+        ("diffusion.schedule", schedule.name, "beta_schedule"),
+        ("diffusion.shift", schedule.shift, "trained_betas"),
+        ("diffusion.zero_terminal_snr", schedule.zero_snr, "rescale_betas_zero_snr"),
         ("diffusion.prediction", _PREDICTIONS[kind], "prediction_type"),
         ("diffusion.learn_variance", two_halves, "variance_type"),
     ):
@@ -54,14 +55,12 @@ def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two
     return flags_of(theirs)
 
 
-def _schedule(file: Path, theirs: Mapping[str, Any]) -> tuple[str, bool]:
+def _schedule(file: Path, theirs: Mapping[str, Any]) -> Named:
     """Our schedule of the same alpha_bar."""
     timesteps = theirs["num_train_timesteps"]
     if type(timesteps) is not int or not 2 <= timesteps <= 100_000:
         raise _no(file, theirs, "num_train_timesteps", "is not a whole number from 2 to 100,000")
     betas = _trained(file, theirs) if theirs["trained_betas"] is not None else _betas(file, theirs)
-    if theirs["rescale_betas_zero_snr"]:
-        betas = zero_terminal_snr(betas)
     found = named(betas)
     if found is None:
         key = "trained_betas" if theirs["trained_betas"] is not None else "beta_schedule"
@@ -72,7 +71,7 @@ def _schedule(file: Path, theirs: Mapping[str, Any]) -> tuple[str, bool]:
             f"{file}: {key}: {of}{ends} in {timesteps} steps is no schedule of ddpmctl",
             "linear is 1e-4 to 0.02, both times 1000 / T, and cosine squaredcos_cap_v2; use diffusers for others",
         )
-    return found
+    return found._replace(zero_snr=found.zero_snr or bool(theirs["rescale_betas_zero_snr"]))
 
 
 def _betas(file: Path, theirs: Mapping[str, Any]) -> Tensor:
@@ -124,9 +123,10 @@ def _betas_as_there(config: RunConfig) -> dict[str, Any]:
     diffusion = config.diffusion
     plain = config.model_copy(update={"diffusion": diffusion.model_copy(update={"zero_terminal_snr": False})})
     ours, scale = build_schedule(plain), 1000 / diffusion.timesteps
-    if diffusion.schedule == "cosine":
+    name = diffusion.schedule if diffusion.shift == 1 else None  # they shift none
+    if name == "cosine":
         return {"beta_schedule": "squaredcos_cap_v2"}
-    if diffusion.schedule == "linear" and 0.02 * scale < MAX_BETA:
+    if name == "linear" and 0.02 * scale < MAX_BETA:
         start, end = 1e-4 * scale, 0.02 * scale
         assert same(ours, NoiseSchedule(torch.linspace(start, end, diffusion.timesteps, dtype=torch.float64)))
         return {"beta_schedule": "linear", "beta_start": start, "beta_end": end}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,17 +13,36 @@ TOLERANCE = 1e-6
 """Of signal and noise, sqrt(abar) and sqrt(1 - abar): theirs are float32. A beta_1 of 1.01e-4 for 1e-4 is 50 times as much."""
 
 
-def named(betas: Tensor) -> tuple[str, bool] | None:
-    """(name, zero_snr) of our schedule with these ``betas`` (T,), as :meth:`NoiseSchedule.named` takes them; None: none."""
+class Named(NamedTuple):
+    """What :meth:`NoiseSchedule.named` takes."""
+
+    name: str
+    shift: float
+    zero_snr: bool
+
+
+def named(betas: Tensor) -> Named | None:
+    """Our schedule with these ``betas`` (T,); None: there is none. A shifted one is found where something of the image is left at T."""
     try:
         theirs = NoiseSchedule(betas, max_beta=1.0)
     except ValueError:
         return None
     zero_snr = bool(theirs.alpha_bar[-1] == 0)
     for name in SCHEDULES:
-        if same(NoiseSchedule.named(name, theirs.timesteps, zero_snr=zero_snr), theirs):
-            return name, zero_snr
+        plain = NoiseSchedule.named(name, theirs.timesteps, zero_snr=zero_snr)
+        if same(plain, theirs):
+            return Named(name, 1.0, zero_snr)
+        for shift in () if zero_snr else _shifts(plain, theirs):
+            if same(NoiseSchedule.named(name, theirs.timesteps, shift=shift), theirs):
+                return Named(name, shift, zero_snr)
     return None
+
+
+def _shifts(plain: NoiseSchedule, theirs: NoiseSchedule) -> tuple[float, ...]:
+    """By which ``theirs`` may be ``plain`` shifted: as a person would write it, and as exactly as it can be told."""
+    middle = theirs.timesteps // 2
+    shift = float((plain.half_log_snr()[middle] - theirs.half_log_snr()[middle]).exp())
+    return tuple(float(f"{shift:.{digits}g}") for digits in (3, 5, 12))
 
 
 def same(ours: NoiseSchedule, theirs: NoiseSchedule) -> bool:
