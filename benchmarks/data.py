@@ -209,7 +209,9 @@ class Training:
     """The real steps of training with the quickstart's network, on ``dataset``."""
 
     def __init__(self, dataset: ImageDataset) -> None:
-        config = resolve(read_run_file(QUICKSTART), flag_layer({"data.size": SIZE, "data.hflip": True, "train.steps": 10**6}))
+        config = resolve(read_run_file(QUICKSTART), flag_layer({
+            "data.size": SIZE, "data.hflip": True, "data.conditional": False, "model.label_dropout": 0, "train.steps": 10**6,
+        }))  # fmt: skip
         torch.manual_seed(0)
         net = place(build_net(config, dataset.channels, 0), torch.device("cpu"))
         scaler = torch.amp.GradScaler("cpu", enabled=False)

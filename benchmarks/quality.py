@@ -31,6 +31,7 @@ from ddpmctl.describe import time_text
 from ddpmctl.evaluation.distances import SUBSET_SIZE, kid
 from ddpmctl.evaluation.features import extract, load_features
 from ddpmctl.evaluation.sets import data_of, draw
+from ddpmctl.files import replacing
 from ddpmctl.images import grid, save_png
 from ddpmctl.plans import USUAL, Plan
 from ddpmctl.sampling import Model, load_model
@@ -117,9 +118,10 @@ class Bench:
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """KID and its spread in features and in scores, seconds, and the classifier's accuracy."""
-        if case.name() in self.results:
-            return self.results[case.name()]
         n = self.n_slow if case.way.steps_of(self.timesteps) > max(FEW_STEPS) else self.n
+        known = self.results.get(case.name())
+        if known and (known.get("n"), known.get("precision")) == (n, self.precision):
+            return known
         model = self._model(case)
         labels, start = model.labels_for(None, n), time.perf_counter()
         samples = draw(model, n, case.way, seed=1, labels=labels, batch_size=100,
@@ -130,9 +132,10 @@ class Bench:
         accuracy = self.classifier.accuracy(samples, torch.tensor(labels)) if self.classifier and labels else None
         save_png(self.out / f"{case.name()}.png", grid(samples[:60], columns=10, scale=2))
         found = {"kid": mean, "spread": spread, "scores": scores, "scores_spread": scores_spread,
-                 "n": n, "seconds": seconds, "accuracy": accuracy}  # fmt: skip
+                 "n": n, "precision": self.precision, "seconds": seconds, "accuracy": accuracy}  # fmt: skip
         self.results[case.name()] = found
-        self.file.write_text(json.dumps(self.results, indent=1))
+        with replacing(self.file) as file:
+            file.write(json.dumps(self.results, indent=1).encode())
         print(f"{case.name():<32} KID {mean:.5f} +- {spread:.5f}, of scores {scores:.3f} +- {scores_spread:.3f}, "
               f"{n:,} samples, {time_text(seconds)}", flush=True)  # fmt: skip
         return found

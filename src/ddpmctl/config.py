@@ -106,6 +106,9 @@ Rate = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+LEAST_SHIFT, MOST_SHIFT = 0.1, 100.0
+"""Of ``diffusion.shift``."""
+
 MOST_HELD_OUT = 1000
 """Images that are not trained on, whatever ``data.holdout`` says."""
 
@@ -145,8 +148,8 @@ class DiffusionConfig(Section):
 
     timesteps: Annotated[Count, Field(ge=2, le=100_000)] = Field(1000, description="T, the number of noising steps")
     schedule: Schedule = Field("linear", description="linear | cosine | sigmoid")
-    shift: Annotated[Number, Field(ge=0.1, le=100)] = Field(
-        1.0, description="times the noise beside the image, SNR / shift^2: more for large images or flat colours, such as size/32"
+    shift: Annotated[Number, Field(ge=LEAST_SHIFT, le=MOST_SHIFT)] = Field(
+        1.0, description="times the noise beside the image, SNR / shift^2: for large images, such as size / 64"
     )
     zero_terminal_snr: bool = Field(
         False, description="rescale the schedule so that nothing of the image is left at T; for prediction v or x0"

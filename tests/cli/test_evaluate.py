@@ -161,7 +161,7 @@ def test_sheet_of_what_was_learnt_by_heart(
     monkeypatch.setattr("ddpmctl.evaluation.facts.draw", in_the_way)  # the numbers are told all the same
     assert main(["evaluate", *map(str, command), "--overwrite"]) == Exit.OUTPUT
     told = capsys.readouterr()
-    assert "held-out images are" in told.out and "near.png" not in told.out and "no sheet: near.png: cannot be written: " in told.err
+    assert "held-out images are" in told.out and "near.png" not in told.out and "error: near.png: cannot be written: " in told.err
     Path("near.png").rmdir()
     monkeypatch.setattr("ddpmctl.evaluation.facts.draw", pytest.fail)
     assert main(["evaluate", "run", str(photos), "-n", "2000", "--sheet", "y.png", "--sheet-of", "2000"]) == Exit.CONFIG

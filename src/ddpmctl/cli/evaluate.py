@@ -12,7 +12,7 @@ import typer
 from ddpmctl.cli import console
 from ddpmctl.cli.options import Debug, Devices, Quiet, choices, complete, reading, switch, tell_model, weights_text
 from ddpmctl.cli.together import devices_of, joined, spread_over
-from ddpmctl.errors import Exit
+from ddpmctl.errors import OutputError
 from ddpmctl.evaluation.comparison import SHEET_OF
 from ddpmctl.parsing import parse_count, parse_device, parse_size, shown
 
@@ -73,9 +73,9 @@ def evaluate(
                           bars=lambda what: console.reading(what=what))  # fmt: skip
         if ranks.leads:
             _tell(facts, as_json)
-            if "memorised" in facts and facts["memorised"]["sheet"] is None:
-                return Exit.OUTPUT
-    return Exit.OK
+    if unwritten := facts.get("memorised", {}).get("sheet_error"):
+        raise OutputError(unwritten, "the numbers are whole; give the sheet another place")
+    return 0
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:

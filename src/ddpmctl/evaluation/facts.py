@@ -202,7 +202,7 @@ def _memorised(
 ) -> Facts:  # fmt: skip
     """Write the sheet; the share of samples nearer to training images than held-out images are, by pixels and features.
 
-    Where the sheet cannot be written it is None, and a warning says why.
+    Where the sheet cannot be written it is None, and ``sheet_error`` says why.
     """
     train, held = hold_out(len(dataset), model.config.data.holdout)
     found: Facts = {"quantile": QUANTILE, "training": len(train), "held_out": len(held), "sheet": str(file)}
@@ -219,6 +219,5 @@ def _memorised(
     try:
         save_png(file, picture, {"kind": "evaluate", **facts["what"], **facts["made_with"], "memorised": found})
     except OutputError as error:  # what took so long to find out is not lost for a picture
-        found["sheet"] = None
-        facts["warnings"].append(f"no sheet: {error.problem}: {error.advice}")
+        found["sheet"], found["sheet_error"] = None, error.problem
     return found

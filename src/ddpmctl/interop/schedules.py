@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddpmctl.config import LEAST_SHIFT, MOST_SHIFT
 from ddpmctl.core.schedule import SCHEDULES, NoiseSchedule
 
 TOLERANCE = 1e-6
@@ -42,7 +43,8 @@ def _shifts(plain: NoiseSchedule, theirs: NoiseSchedule) -> tuple[float, ...]:
     """By which ``theirs`` may be ``plain`` shifted: as a person would write it, and as exactly as it can be told."""
     middle = theirs.timesteps // 2
     shift = float((plain.half_log_snr()[middle] - theirs.half_log_snr()[middle]).exp())
-    return tuple(float(f"{shift:.{digits}g}") for digits in (3, 5, 12))
+    as_told = (float(f"{shift:.{digits}g}") for digits in (3, 5, 12))
+    return tuple(shift for shift in as_told if LEAST_SHIFT <= shift <= MOST_SHIFT)
 
 
 def same(ours: NoiseSchedule, theirs: NoiseSchedule) -> bool:
