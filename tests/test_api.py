@@ -152,6 +152,20 @@ def test_evaluations_are_those_of_the_command(trained: Path, capsys: pytest.Capt
     assert sets.frechet == pytest.approx(0, abs=1e-3) and sets.precision == 1 and sets.loss is None and sets.bits_per_dim == {}
 
 
+def test_a_sheet_that_cannot_be_written_is_told_and_the_numbers_are_there(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("torch_fidelity")
+
+    def no_space(*args: object) -> None:
+        raise OutputError("near.png: cannot be written: No space left on device", "free space")
+
+    monkeypatch.setattr("ddpmctl.evaluation.facts.save_png", no_space)
+    found = ddpmctl.evaluate(trained, trained.parent / "photos", n=6, steps=1, sheet="near.png", sheet_of=2)
+    assert found.kid > 0 and found.facts["memorised"]["sheet"] is None
+    assert "near.png: cannot be written: No space left on device" in [record.getMessage() for record in caplog.records]
+
+
 @pytest.mark.parametrize(
     ("said", "ours"),
     [

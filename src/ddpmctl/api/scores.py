@@ -80,7 +80,8 @@ def evaluate(
     """Compare ``n`` images of a model with those of ``data``, as ``ddpmctl evaluate CKPT DATA`` does; needs the extra ``metrics``.
 
     A folder or .zip of images in place of the checkpoint: the two sets are compared. Arguments are the flags of that
-    name; ``cache`` false is ``--no-cache``. Raises the :class:`DdpmctlError` of whatever is wrong.
+    name; ``cache`` false is ``--no-cache``. Raises the :class:`DdpmctlError` of whatever is wrong, but for a sheet that cannot be
+    written once all is known: that is a warning, and ``facts["memorised"]["sheet"]`` is None.
     """
     asked = Comparison(
         place_of(ckpt), place_of(data), Recipe(quality, sampler, steps, spacing, guidance=guidance), n=n, seed=seed_of(seed), features=features,
@@ -88,9 +89,10 @@ def evaluate(
         batch_size=batch_size, precision=precision, sheet=path_of(sheet), sheet_of=sheet_of, overwrite=overwrite, cache=cache,
     )  # fmt: skip
     target = resolve_device(device_of(device))
-    return Evaluation.of(
-        asked.run(ALONE, target, told=tell, warn=logger.warning, bars=lambda what: nullcontext(lambda done, total: None))
-    )
+    facts = asked.run(ALONE, target, told=tell, warn=logger.warning, bars=lambda what: nullcontext(lambda done, total: None))
+    if unwritten := facts.get("memorised", {}).get("sheet_error"):
+        logger.warning(unwritten)
+    return Evaluation.of(facts)
 
 
 def _size(size: int | str | tuple[int, int] | None) -> Any:
