@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from ddpmctl.build import build_schedule
 from ddpmctl.cli import main
 from ddpmctl.config import RunConfig
-from ddpmctl.core.schedule import SCHEDULES
+from ddpmctl.core.schedule import SCHEDULES, NoiseSchedule
 from ddpmctl.errors import CheckpointError, ConfigError, DdpmctlError, Exit
 from ddpmctl.interop import diffusers, formats, scheduler
 from ddpmctl.interop.imported import Settings
+from ddpmctl.interop.schedules import named
 from ddpmctl.runfile import Layer, flag_layer, resolve
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -280,6 +281,18 @@ def test_every_schedule_of_ours_comes_back(name: str, timesteps: int, zero_snr: 
     back = resolve(Layer(settings.says)).diffusion
     assert (back.schedule, back.timesteps, back.zero_terminal_snr, back.prediction) == (name, timesteps, zero_snr, "v")
     assert back.shift == pytest.approx(shift, rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.1, 1, 2.5, 100])
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("timesteps", [2, 3, 50, 1000])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_list_of_betas_in_float32_is_known_by_itself(name: str, timesteps: int, zero_snr: bool, shift: float) -> None:
+    schedule = NoiseSchedule.named(name, timesteps, shift=shift, zero_snr=zero_snr)
+    found = named(schedule.betas[1:].float().double())
+    assert found is not None and (found == (name, shift, zero_snr) or timesteps < 50)  # two levels may be those of any name
+    back = NoiseSchedule.named(found.name, timesteps, shift=found.shift, zero_snr=found.zero_snr)
+    torch.testing.assert_close(back.alpha_bar, schedule.alpha_bar, rtol=0, atol=2e-6)
 
 
 UNFIT = {

@@ -23,7 +23,7 @@ class Named(NamedTuple):
 
 
 def named(betas: Tensor) -> Named | None:
-    """Our schedule with these ``betas`` (T,); None: there is none. A shifted one is found where something of the image is left at T."""
+    """Our schedule with these ``betas`` (T,); None: there is none."""
     try:
         theirs = NoiseSchedule(betas, max_beta=1.0)
     except ValueError:
@@ -33,16 +33,18 @@ def named(betas: Tensor) -> Named | None:
         plain = NoiseSchedule.named(name, theirs.timesteps, zero_snr=zero_snr)
         if same(plain, theirs):
             return Named(name, 1.0, zero_snr)
-        for shift in () if zero_snr else _shifts(plain, theirs):
-            if same(NoiseSchedule.named(name, theirs.timesteps, shift=shift), theirs):
+        for shift in _shifts(plain, theirs, at=1 if zero_snr else theirs.timesteps // 2):
+            if same(NoiseSchedule.named(name, theirs.timesteps, shift=shift, zero_snr=zero_snr), theirs):
                 return Named(name, shift, zero_snr)
     return None
 
 
-def _shifts(plain: NoiseSchedule, theirs: NoiseSchedule) -> tuple[float, ...]:
-    """By which ``theirs`` may be ``plain`` shifted: as a person would write it, and as exactly as it can be told."""
-    middle = theirs.timesteps // 2
-    shift = float((plain.half_log_snr()[middle] - theirs.half_log_snr()[middle]).exp())
+def _shifts(plain: NoiseSchedule, theirs: NoiseSchedule, *, at: int) -> tuple[float, ...]:
+    """By which ``theirs`` may be ``plain`` shifted: as a person would write it, and as exactly as it can be told.
+
+    Read off ``at`` a level: the middle tells it best, but zero terminal SNR leaves only level 1 as it was.
+    """
+    shift = float((plain.half_log_snr()[at] - theirs.half_log_snr()[at]).exp())
     as_told = (float(f"{shift:.{digits}g}") for digits in (3, 5, 12))
     return tuple(shift for shift in as_told if LEAST_SHIFT <= shift <= MOST_SHIFT)
 
