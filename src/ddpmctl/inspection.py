@@ -227,12 +227,13 @@ def _network(config: RunConfig, shape: tuple[int, int, int], num_classes: int) -
     """Parameters by block, FLOPs, and the schedule with its terminal signal-to-noise ratio."""
     blocks = outline.network(config, shape, num_classes)
     flops = 2 * sum(block.multiply_adds for block in blocks)
-    batch, alpha_bar = config.train.batch_size, outline.alpha_bar(config)
+    batch, diffusion, alpha_bar = config.train.batch_size, config.diffusion, outline.alpha_bar(config)
     return {
         "parameters": {"total": sum(block.parameters for block in blocks), **{block.name: block.parameters for block in blocks}},
         "cost": {"one image, forward": f"{count_text(flops)}FLOP",
                  f"one training step, batch {batch}": f"{count_text(3 * flops * batch)}FLOP (backward counted as twice forward)"},
-        "schedule": {"name": config.diffusion.schedule, "timesteps": len(alpha_bar) - 1,
+        "schedule": {"name": diffusion.schedule, **({"shift": diffusion.shift} if diffusion.shift != 1 else {}),
+                     "timesteps": len(alpha_bar) - 1,
                      "abar_T": float(f"{alpha_bar[-1]:.4g}"),
                      "terminal SNR": f"{outline.snr_db(alpha_bar[-1]):.2f} dB",
                      "SNR at T/2": f"{outline.snr_db(alpha_bar[(len(alpha_bar) - 1) // 2]):.2f} dB"},

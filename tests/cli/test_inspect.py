@@ -124,6 +124,9 @@ def test_a_run_file(tiny, capsys):
     found = facts(capsys, str(tiny))
     assert found["what"]["kind"] == "run file" and "channels" in found["what"]["assumed"]
     assert resolve(read_run_file(tiny)).to_dict() == found["config"] | {"data": found["config"]["data"]}
+    assert "shift" not in found["schedule"]
+    tiny.write_text(tiny.read_text().replace("timesteps: 20", "timesteps: 20, shift: 4"))
+    assert facts(capsys, str(tiny))["schedule"]["shift"] == 4
 
 
 def test_the_screen_shows_the_same_facts(trained, capsys):

@@ -159,14 +159,15 @@ def test_without_matplotlib_the_figure_is_made_without_curves(
 
 @pytest.fixture
 def ckpt(folder: Path, request: pytest.FixtureRequest) -> Path:
-    """A checkpoint of a tiny untrained model of 16 x 24 pixels; the parameter says of which classes."""
+    """A checkpoint of a tiny untrained model of 16 x 24 pixels; the parameter says of which classes, or which shift."""
     flags = {
         "diffusion.timesteps": 20, "diffusion.schedule": "cosine", "data.size": "16x24", "data.channels": 3,
         "data.fit": "stretch", "model.base_channels": 8, "model.channel_mults": [1, 1],
         "model.norm_groups": 4, "model.num_res_blocks": 1,
     }  # fmt: skip
-    config = resolve(flag_layer(flags))
-    classes = getattr(request, "param", [])
+    given = getattr(request, "param", [])
+    classes, shift = (given, 1) if isinstance(given, list) else ([], given)
+    config = resolve(flag_layer({**flags, "diffusion.shift": shift}))
     torch.manual_seed(0)
     net = build_net(config, 3, len(classes)).state_dict()
     checkpoint.save(Path("tiny.pt"), {
@@ -191,6 +192,12 @@ def test_a_checkpoint_brings_its_schedule_and_size(ckpt: Path, output: str) -> N
     ):
         assert fact in told
     assert checkpoint.load(ckpt)["digest"] in told
+
+
+@pytest.mark.parametrize("ckpt", [2.5], indirect=True)
+def test_a_shifted_schedule_is_called_so(ckpt: Path) -> None:
+    assert demo(f"cat.png -o a.png --ckpt {ckpt} --schedule cosine --frames 3") == Exit.OK
+    assert (read_provenance(Path("a.png")) or {})["schedules"] == ["cosine, shift 2.5"]
 
 
 @pytest.mark.parametrize("ckpt", [["cats", "dogs"]], indirect=True)

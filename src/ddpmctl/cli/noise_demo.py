@@ -223,7 +223,8 @@ def _with_model(
         label = torch.tensor([number], device=model.device)
         source = f"{source}, class {name if legible(name) else number}"
     estimator = Estimator(model.denoiser, model.device, label, source, model.digest)
-    return _demo(pixels, wanted[0].seed, {diffusion.schedule: model.denoiser.schedule}, estimator)
+    name = diffusion.schedule if diffusion.shift == 1 else f"{diffusion.schedule}, shift {diffusion.shift:g}"
+    return _demo(pixels, wanted[0].seed, {name: model.denoiser.schedule}, estimator)
 
 
 def _class_of(model: Model, asked: str | None) -> str | None:
