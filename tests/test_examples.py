@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -43,6 +44,20 @@ def test_the_run_files_that_users_expect_are_there():
     pinned = found["pinned"]
     assert (pinned.device, pinned.precision, pinned.diffusion.loss) == ("cuda:1", "fp16", "l1")
     assert found["flowers"].data.size == (64, 64) and found["flowers"].model.channel_mults == [1, 2, 4, 8]
+
+
+def test_what_the_quickstart_says_of_images_in_one_folder_is_enough(photos, capsys):
+    for number, file in enumerate(sorted(photos.rglob("*.png"))):
+        file.rename(photos / f"{number}.png")
+    for folder in (photos / "cats", photos / "dogs"):
+        folder.rmdir()
+    quick = ["--dry-run", "--batch-size", "2", "--set", "model.base_channels=8", "--set", "train.samples=1", "--set", "train.sample_steps=1"]
+    command = ["train", str(photos), "-c", str(EXAMPLES / "quickstart.yaml"), *quick]
+    assert main(command) == Exit.DATA
+    settings = re.findall(r"\S+=\S+", capsys.readouterr().err)
+    assert settings == ["data.conditional=false", "model.label_dropout=0"]
+    assert all(f"--set {setting}" in (EXAMPLES / "quickstart.yaml").read_text() for setting in settings)
+    assert main([*command, *(word for setting in settings for word in ("--set", setting))]) == 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there is a second GPU")

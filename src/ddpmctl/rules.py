@@ -38,7 +38,7 @@ def _check_model(config: RunConfig, origins: Mapping[str, str]) -> None:
         raise ConfigError(f"{place('model.base_channels')}: {model.base_channels} is odd", "give an even number")
     if model.label_dropout and not config.data.conditional:
         raise ConfigError(
-            f"{place('model.label_dropout')}: there are no labels to hide", "set data.conditional=true, or label_dropout=0"
+            f"{place('model.label_dropout')}: there are no labels to hide", "set model.label_dropout=0, or data.conditional=true"
         )
     widths = [model.base_channels * m for m in (1, *model.channel_mults)]
     if model.norm == "group" and any(width % model.norm_groups for width in widths):

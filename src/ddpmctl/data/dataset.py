@@ -27,7 +27,7 @@ from ddpmctl.data.reading import read_map
 from ddpmctl.data.records import Mask, Records, stretches
 from ddpmctl.data.report import DataReport, Progress, Size, no_image, resolve_shape
 from ddpmctl.data.scan import Listing, find_images
-from ddpmctl.data.stream import Stream, open_stream
+from ddpmctl.data.stream import WITHOUT_CLASSES, Stream, open_stream
 from ddpmctl.data.survey import survey
 from ddpmctl.errors import DataError
 from ddpmctl.parsing import shown
@@ -213,11 +213,11 @@ def _check_classes(listing: Listing) -> None:
     if loose:
         count = sum(group.stop - group.start for group in loose)
         if listing.source:
-            raise DataError(f"{listing.root}: {count} of {len(listing)} images have no class", "train with data.conditional=false")
+            raise DataError(f"{listing.root}: {count} of {len(listing)} images have no class", f"train {WITHOUT_CLASSES}")
         raise DataError(
             f"{listing.root}: {count} of {len(listing)} images lie in no class folder, the first: "
             f"{shown(listing.names[loose[0].start])}",
-            "put each class into a folder of its own (rose/1.png, lily/1.png), or train with data.conditional=false",
+            f"put each class into a folder of its own (rose/1.png, lily/1.png), or train {WITHOUT_CLASSES}",
         )
 
 

@@ -34,6 +34,9 @@ BLOCK_BYTES = 2**28
 LOOKED_AT = 32
 """Images by which a size and channels left open are settled, spread over the shards."""
 
+WITHOUT_CLASSES = "with data.conditional=false and model.label_dropout=0"
+"""How to train on images of no class, whatever a run file says of classes."""
+
 _TOGETHER, _TOGETHER_BYTES, _AHEAD = 16, 2**18, 2
 
 T = TypeVar("T")
@@ -253,7 +256,7 @@ def _class_names(path: Path, shards: Sequence[Shard]) -> list[str]:
     if without:
         count = sum(shard.classes[""] for shard in without)
         raise DataError(f"{path}: {count:,} of {sum(shard.count for shard in shards):,} images have no class, the first in {without[0].name}",
-                        "put a .cls beside each image (0001.jpg, 0001.cls), or train with data.conditional=false")  # fmt: skip
+                        f"put a .cls beside each image (0001.jpg, 0001.cls), or train {WITHOUT_CLASSES}")  # fmt: skip
     names = {name for shard in shards for name in shard.classes}
     return sorted(names, key=lambda name: (int(name), name)) if all(name.isdecimal() for name in names) else sorted(names)
 
