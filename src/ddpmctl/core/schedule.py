@@ -50,7 +50,7 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 }
 
 MAX_BETA = 0.999
-"""Cap on every beta: the last step must not divide by zero (Nichol & Dhariwal 2021, section 3.2)."""
+"""Cap on every beta of a row, before it is shifted: the last step must not divide by zero (Nichol & Dhariwal 2021, section 3.2)."""
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
