@@ -117,10 +117,11 @@ def inspect_run_file(path: Path) -> Facts:
     size = (64, 64) if data.size == "auto" else data.size
     channels = 3 if data.channels == "auto" else data.channels
     check_size(config, size)
-    assumed = [f"data.{key}" for key in ("size", "channels") if getattr(data, key) == "auto"]
-    what = {"kind": "run file", "path": str(path)}
-    if assumed:
-        what["assumed"] = f"{channels} channels, {size[0]}x{size[1]}, where {' and '.join(assumed)} is auto"
+    auto = [f"data.{key}" for key in ("size", "channels") if getattr(data, key) == "auto"]
+    assumed = [f"{channels} channels, {size[0]}x{size[1]}, where {' and '.join(auto)} is auto"] if auto else []
+    if data.conditional:
+        assumed.append("no classes: how many there are, the images say")
+    what = {"kind": "run file", "path": str(path), **({"assumed": "; ".join(assumed)} if assumed else {})}
     return {"what": what, **_network(config, (channels, *size), 0), "config": config.to_dict()}
 
 

@@ -124,7 +124,8 @@ def test_a_run_file(tiny, capsys):
     found = facts(capsys, str(tiny))
     assert found["what"]["kind"] == "run file" and "channels" in found["what"]["assumed"]
     assert resolve(read_run_file(tiny)).to_dict() == found["config"] | {"data": found["config"]["data"]}
-    assert "shift" not in found["schedule"]
+    assert "shift" not in found["schedule"] and "classes" not in found["what"]["assumed"]
+    assert "classes" in facts(capsys, str(Path(__file__).parents[2] / "examples" / "quickstart.yaml"))["what"]["assumed"]
     tiny.write_text(tiny.read_text().replace("timesteps: 20", "timesteps: 20, shift: 4"))
     assert facts(capsys, str(tiny))["schedule"]["shift"] == 4
 

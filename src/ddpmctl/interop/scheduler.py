@@ -46,7 +46,7 @@ def settings_of(file: Path, found: Mapping[str, Any], settings: Settings, *, two
     for key, value, of in (
         ("diffusion.timesteps", theirs["num_train_timesteps"], "num_train_timesteps"),
         ("diffusion.schedule", schedule.name, "beta_schedule"),
-        ("diffusion.shift", schedule.shift, "trained_betas"),
+        ("diffusion.shift", schedule.shift, "beta_schedule"),
         ("diffusion.zero_terminal_snr", schedule.zero_snr, "rescale_betas_zero_snr"),
         ("diffusion.prediction", _PREDICTIONS[kind], "prediction_type"),
         ("diffusion.learn_variance", two_halves, "variance_type"),
@@ -123,10 +123,11 @@ def _betas_as_there(config: RunConfig) -> dict[str, Any]:
     diffusion = config.diffusion
     plain = config.model_copy(update={"diffusion": diffusion.model_copy(update={"zero_terminal_snr": False})})
     ours, scale = build_schedule(plain), 1000 / diffusion.timesteps
-    name = diffusion.schedule if diffusion.shift == 1 else None  # they shift none
-    if name == "cosine":
+    if diffusion.shift != 1:
+        return {"trained_betas": ours.betas[1:].tolist()}
+    if diffusion.schedule == "cosine":
         return {"beta_schedule": "squaredcos_cap_v2"}
-    if name == "linear" and 0.02 * scale < MAX_BETA:
+    if diffusion.schedule == "linear" and 0.02 * scale < MAX_BETA:
         start, end = 1e-4 * scale, 0.02 * scale
         assert same(ours, NoiseSchedule(torch.linspace(start, end, diffusion.timesteps, dtype=torch.float64)))
         return {"beta_schedule": "linear", "beta_start": start, "beta_end": end}
