@@ -1,6 +1,6 @@
 """Several processes with one thread each against one process with as many threads: images a second of `ddpmctl train`.
 
-    python benchmarks/ranks.py [PROCESSES] [--rounds 3] [--steps 40] [--config examples/quickstart.yaml]
+    python benchmarks/ranks.py [PROCESSES] [--rounds 3] [--steps 40] [--config examples/conditional.yaml]
 
 Rounds take turns, so that both see the same machine; the ratio is that of the medians. Nothing else should run meanwhile.
 """
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("processes", nargs="?", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--config", type=Path, default=ROOT / "examples" / "quickstart.yaml")
+    parser.add_argument("--config", type=Path, default=ROOT / "examples" / "conditional.yaml")
     given = parser.parse_args()
     several, one = [], []
     for number in range(given.rounds):

@@ -4,7 +4,8 @@
     python benchmarks/speed.py --small    (a minute or two, on small networks: to see that it runs)
 
 Everybody is timed by turns, trainers in processes of their own; numbers are medians. Peers come with the extra ``bench``.
-Ratios are what counts: the seconds of another machine are others.
+Ratios are what counts: the seconds of another machine are others. ``small`` is the network of examples/conditional.yaml,
+without its classes.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from ddpmctl.build import precision_name, resolve_precision
 
 HERE = Path(__file__).parent
 PEERS = ("diffusers", "denoising_diffusion_pytorch")
-QUICKSTART = Setting(base=24, mults=(1, 2, 4), blocks=1, dropout=0.0, channels=1, size=28, groups=8, attention=2, device="cpu")
-"""The network of examples/quickstart.yaml."""
+SMALL_NET = Setting(base=24, mults=(1, 2, 4), blocks=1, dropout=0.0, channels=1, size=28, groups=8, attention=2, device="cpu")
+"""The network of examples/conditional.yaml, without its classes."""
 
 
 class Scale(NamedTuple):
@@ -116,7 +117,7 @@ def evaluation(scale: Scale) -> str:
 def parts(scale: Scale) -> str:
     """What our own layers, and the choices that were left, are worth."""
     rows = []
-    for label, setting in (("quickstart", QUICKSTART), ("CIFAR-10", scale.paper)):
+    for label, setting in (("small", SMALL_NET), ("CIFAR-10", scale.paper)):
         half = ["ddpmctl, bf16"] if quick(setting.device) == "bf16" else []
         names = [*half, "ddpmctl, without core/fast.py", "ddpmctl, fp32", "ddpmctl, torch.compile"]
         for name, timed in by_turns(names, setting, rounds=scale.rounds).items():
@@ -131,7 +132,7 @@ def overhead(scale: Scale) -> str:
     from ddpmctl.core.losses import denoising_loss
 
     rows = []
-    for label, setting in (("quickstart", QUICKSTART), ("CIFAR-10", scale.paper)):
+    for label, setting in (("small", SMALL_NET), ("CIFAR-10", scale.paper)):
         with run_of(setting, "auto") as run:
             steps, x0 = run.train(), run.batches(1).x0.to(run.device)
             t, eps = torch.randint(1, 1001, (len(x0),)), torch.randn_like(x0)
@@ -145,7 +146,7 @@ def overhead(scale: Scale) -> str:
             for work in works:
                 work()
             trials: list[list[float]] = [[], []]
-            for _ in range(scale.rounds * (40 if setting is QUICKSTART else 2)):
+            for _ in range(scale.rounds * (40 if setting is SMALL_NET else 2)):
                 for work, taken in zip(works, trials, strict=True):
                     taken.append(seconds(work))
             whole, within = (statistics.median(taken) for taken in trials)
@@ -157,9 +158,9 @@ def overhead(scale: Scale) -> str:
 def scaling(scale: Scale) -> str:
     """Quickstart network by batch, size and width: images a second of training, and peak memory."""
     ways: dict[str, tuple[Callable[[int], Setting], tuple[int, ...]]] = {
-        "batch": (lambda n: QUICKSTART._replace(batch=n), scale.batches),
-        "size": (lambda n: QUICKSTART._replace(size=n), scale.sizes),
-        "base channels": (lambda n: QUICKSTART._replace(base=n), scale.widths),
+        "batch": (lambda n: SMALL_NET._replace(batch=n), scale.batches),
+        "size": (lambda n: SMALL_NET._replace(size=n), scale.sizes),
+        "base channels": (lambda n: SMALL_NET._replace(base=n), scale.widths),
     }
     rows = []
     for what, (setting_of, values) in ways.items():
@@ -172,13 +173,13 @@ def scaling(scale: Scale) -> str:
 
 
 def linearity(scale: Scale) -> str:
-    """Sampling time against steps and images, quickstart network, ddim."""
+    """Sampling time against steps and images, small network, ddim."""
     from ddpmctl import build
     from ddpmctl.plans import Plan
     from ddpmctl.sampling import generate
 
-    net = build.place(QUICKSTART.net(), torch.device("cpu")).eval()
-    denoiser = build.build_denoiser(config_of(QUICKSTART, "fp32"), net, None)
+    net = build.place(SMALL_NET.net(), torch.device("cpu")).eval()
+    denoiser = build.build_denoiser(config_of(SMALL_NET, "fp32"), net, None)
 
     def sample(steps: int, n: int) -> float:
         way = Plan("ddim", steps, "linear")

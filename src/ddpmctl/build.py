@@ -121,7 +121,7 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
     """``net`` on ``device``, in the memory layout in which its convolutions run fastest."""
     if device.type == "mps":  # channels-last convolutions have given wrong gradients there
         return net.to(device)
-    # A tenth faster on a CPU with AVX-512 (quickstart network, float32); NVIDIA's tensor cores want it too.
+    # A tenth faster on a CPU with AVX-512 (small networks, float32); NVIDIA's tensor cores want it too.
     return net.to(device).to(memory_format=torch.channels_last)
 
 

@@ -24,7 +24,7 @@ def tune() -> None:
 def _keep_memory() -> None:
     """Large tensors go back to the program's own store, not to the system, which clears every page that it hands out again.
 
-    A training step on a CPU makes and drops thousands of them; without page faults it takes 6 % less time (quickstart
+    A training step on a CPU makes and drops thousands of them; without page faults it takes 6 % less time (small
     network; 1 to 2 % of that of the CIFAR-10 file), and the peak of memory is the same.
     """
     library = ctypes.CDLL(None)
