@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 QUALITIES: dict[str, Plan] = {
-    "fast": Plan("dpm++", 10, "linear"),
+    "fast": Plan("unipc", 10, "linear"),
     "balanced": Plan("dpm++", 20, "linear"),
     "best": Plan("ddpm", None, "linear"),
 }

@@ -55,7 +55,7 @@ def test_a_run_against_its_images(trained: Path, capsys: pytest.CaptureFixture[s
 
     assert main(["evaluate", str(trained), str(data), "-n", "8", "--quality", "fast"]) == 0
     out, err = capsys.readouterr()
-    for words in ("8 samples of", "8 of 12 images", "dpm++, 10 steps (10 evaluations)", "seed 0", "not comparable",
+    for words in ("8 samples of", "8 of 12 images", "unipc, 10 steps (10 evaluations)", "seed 0", "not comparable",
                   "KID", "Frechet", "precision", "recall", "loss", "variance posterior"):  # fmt: skip
         assert words in out, words
     assert "KID of 8 images" in err and "Frechet distance of 8 images" in err

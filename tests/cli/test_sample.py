@@ -135,10 +135,10 @@ def test_a_png_says_how_it_was_made_and_the_command_makes_it_again(trained, caps
 
 WAYS = {
     "": ("dpm++", 20, "linear"),
-    "--quality fast": ("dpm++", 10, "linear"),
+    "--quality fast": ("unipc", 10, "linear"),
     "--quality balanced": ("dpm++", 20, "linear"),
     "--quality best": ("ddpm", 20, "linear"),
-    "--quality fast --steps 3": ("dpm++", 3, "linear"),
+    "--quality fast --steps 3": ("unipc", 3, "linear"),
     "--quality fast --sampler ddpm --spacing karras": ("ddpm", 10, "karras"),
     "--quality fast --sampler heun": ("heun", 10, "logsnr"),
     "--steps 1": ("dpm++", 1, "linear"),

@@ -301,7 +301,7 @@ def assert_made(line: Line, command: str, here: Path, changed: set[str]) -> bool
         if command == "sample":
             assert (told.get("n", told.get("frames")), told["steps"]) == (n, number("--steps", "20"))
             usual = "ddim" if "--interpolate" in asked else "ddpm" if "--inpaint" in asked else "dpm++"
-            row = {"fast": "dpm++", "balanced": "dpm++", "best": "ddpm"}.get(last(line, "--quality", ""), usual)
+            row = {"fast": "unipc", "balanced": "dpm++", "best": "ddpm"}.get(last(line, "--quality", ""), usual)
             assert (told["sampler"], told["weights"]) == (last(line, "--sampler", row), last(line, "--weights", "ema"))
             assert told["threshold"] == last(line, "--threshold", "clip")
     return True
