@@ -252,7 +252,7 @@ def test_heun(schedule, grid, tables):
 def test_linear_spacing_is_trailing(steps):
     theirs = scheduler("DDIMScheduler", LINEAR, timestep_spacing="trailing")
     theirs.set_timesteps(steps)
-    assert spaced_timesteps(LINEAR, steps)[:-1] == [t + 1 for t in theirs.timesteps.tolist()]
+    assert spaced_timesteps(LINEAR, steps, "trailing")[:-1] == [t + 1 for t in theirs.timesteps.tolist()]
 
 
 @pytest.mark.parametrize("t", [1, 500, 1000])

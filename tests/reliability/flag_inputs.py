@@ -55,7 +55,7 @@ FLAGS: dict[str, dict[str, list[str] | None]] = {
     },
     "sample": {
         "-n": _COUNTS, "--out": ["new.png", "new.gif", "new.npz", "new/", "new", "taken", "old.png", "deep/er/new.png", "new.jpg", "old.png/x.png", "old.png/"],
-        "--sampler": ["ddim", "ddpm", "dpm++", "dpm++sde", "unipc", "heun"], "--quality": ["fast", "balanced", "best"], "--spacing": ["linear", "quadratic", "karras", "logsnr"], "--steps": ["1", "2", "20"], "--eta": ["0", "0.5", "1"], "--variance": ["beta", "posterior"],
+        "--sampler": ["ddim", "ddpm", "dpm++", "dpm++sde", "unipc", "heun"], "--quality": ["fast", "balanced", "best"], "--spacing": ["linear", "trailing", "quadratic", "karras", "logsnr"], "--steps": ["1", "2", "20"], "--eta": ["0", "0.5", "1"], "--variance": ["beta", "posterior"],
         "--guidance": ["1", "2"], "--guidance-interval": ["0:1", "0.2:0.8", "1:0"], "--threshold": ["clip", "dynamic", "none"], "--class": ["all", "cats"], "--seed": ["0", "7", "9223372036854775807"], "--batch-size": _COUNTS, "--device": _DEVICES,
         "--precision": ["fp32", "bf16"], "--weights": ["ema", "raw"], "--ema-length": ["0.1", "0.28"], "--columns": _COUNTS, "--scale": ["1", "2"], "--overwrite": None, "--quiet": None,
         "--init": _PICTURES, "--strength": ["0.1", "1", "0"], "--inpaint": _PICTURES, "--mask": ["../half.png", *_PICTURES], "--resample": _COUNTS,

@@ -60,6 +60,7 @@ def _nearest(schedule: NoiseSchedule, lam: Tensor) -> list[int]:
 
 SPACINGS: dict[str, Callable[[NoiseSchedule, int], list[int]]] = {
     "linear": linear,
+    "trailing": linear,  # as diffusers calls it
     "quadratic": quadratic,
     "karras": karras,
     "logsnr": logsnr,
