@@ -156,7 +156,7 @@ def overhead(scale: Scale) -> str:
 
 
 def scaling(scale: Scale) -> str:
-    """Quickstart network by batch, size and width: images a second of training, and peak memory."""
+    """Small network by batch, size and width: images a second of training, and peak memory."""
     ways: dict[str, tuple[Callable[[int], Setting], tuple[int, ...]]] = {
         "batch": (lambda n: SMALL_NET._replace(batch=n), scale.batches),
         "size": (lambda n: SMALL_NET._replace(size=n), scale.sizes),

@@ -28,16 +28,16 @@ def summary(run: Run) -> None:
     epochs = run.batches.epoch_of(train.steps)
     kind = f"{len(run.class_names)} classes" if run.class_names else "unconditional"
     diffusion = config.diffusion
-    shift = f" shifted by {diffusion.shift:g}" if diffusion.shift != 1 else ""
     rows = [
         ("data", f"{config.data.path}: {data_lines(run.dataset.report)}"),
         ("", f"as {height}x{width}, {'grey' if channels == 1 else 'RGB' if channels == 3 else 'RGBA'}, fit {config.data.fit}"
              + (", mirrored at random" if config.data.hflip else "")),
         ("model", f"UNet, {count_text(parameters)} parameters, {kind}"),
-        ("diffusion", f"T = {diffusion.timesteps:,}, {diffusion.schedule} schedule{shift}, predicts {diffusion.prediction}, {diffusion.loss} loss"
+        ("diffusion", f"T = {diffusion.timesteps:,}, {diffusion.schedule} schedule, predicts {diffusion.prediction}, {diffusion.loss} loss"
              + (f" weighted by {diffusion.weighting}" if diffusion.weighting != "uniform" else "")
              + (f", t {diffusion.t_sampling}" if diffusion.t_sampling != "uniform" else "")
              + (f", offset noise {diffusion.offset_noise:g}" if diffusion.offset_noise else "")
+             + (f", shift {diffusion.shift:g}" if diffusion.shift != 1 else "")
              + (", zero terminal SNR" if diffusion.zero_terminal_snr else "")
              + (", learns its variance" if diffusion.learn_variance else "")),
         ("device", f"{device_text(run.device)}, {run.precision()}" + (f"; {run.ranks.world} processes" if run.ranks.world > 1 else "")),
