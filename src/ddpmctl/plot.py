@@ -57,7 +57,7 @@ def loss_curve(
     axes.plot(shown_steps, smooth[::every], color=COLOURS[0], lw=1.8, marker=marker, label="smoothed")
     held_out = [(s, v) for s, v in held_out if math.isfinite(v)]
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), color=COLOURS[1], lw=1.2, marker="o", ms=4, label="held out, averaged weights")
+        axes.plot(*zip(*held_out, strict=True), color=COLOURS[1], lw=1.2, marker="o", ms=4, label="held out: averaged weights, unweighted loss")
     low, high = min(smooth, default=1), max(smooth, default=1)
     if low > 0 and high > 10 * low:
         axes.set_yscale("log")
